@@ -1,0 +1,1 @@
+"""Deltaworks: every derived store in step with its source, provably."""

@@ -1,0 +1,1 @@
+"""Capture: committed changes of a source, as Arrow change batches. Contract in `source.py`."""

@@ -1,0 +1,1 @@
+"""The PostgreSQL source: pgoutput over a logical replication slot."""

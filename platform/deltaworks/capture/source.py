@@ -1,0 +1,159 @@
+"""The contract of a source: how committed changes and existing rows leave a database.
+
+    check ──► tables ──► open(resume_after) ──► ChangeStream.next() … confirm()
+                 └─────► chunk() + mark()   ──► settled by `capture.dump` at the mark
+
+A source never writes to the tables it captures, takes no lock and pauses nothing.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from deltaworks.change import ChangeBatch
+from deltaworks.errors import RetryableError, TerminalError
+from deltaworks.position import Lsn
+from deltaworks.schema import TableName, TableSchema
+
+
+class SourceUnreachableError(RetryableError):
+    """The server does not answer, or the connection broke; positions are kept."""
+
+
+class SourceNotReadyError(TerminalError):
+    """The server cannot be captured as it is; the message has all findings with their mends."""
+
+
+class SlotInvalidatedError(TerminalError):
+    """The server recycled log that was not captured yet: a named gap that needs a dump."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that keeps a source from being captured.
+
+    `mend` is the statement or the setting that removes it, ready to paste.
+    """
+
+    what: str
+    mend: str
+
+
+class Visibility(Protocol):
+    """What a snapshot of the source sees, by transaction id."""
+
+    @property
+    def oldest_running(self) -> int:
+        """Every transaction below this id had ended when the snapshot was taken."""
+
+    def sees(self, txid: int) -> bool:
+        """Whether the effects of this (top-level, committed) transaction are in the snapshot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Rows of a key range, read in one snapshot.
+
+    `rows` has the table's columns in key order of the source and may be empty; `last_key` is the
+    key after which the next chunk starts, `None` when the range is exhausted.
+    """
+
+    schema: TableSchema
+    rows: pa.RecordBatch
+    visible_in: Visibility
+    last_key: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A run of whole transactions out of the source's log, in commit order.
+
+    `position`: everything committed at or before it is in this slice or an earlier one. A slice
+    without batches only moves the position (keep-alives, transactions on other tables).
+    `mark`: the id of the mark that ends this slice; a slice ends at the first mark it meets, so
+    all changes before a mark are in slices up to and including the one that carries it.
+    `mark_position`: the commit position of that mark.
+    """
+
+    batches: tuple[ChangeBatch, ...] = ()
+    position: Lsn
+    transaction_count: int = 0
+    mark: str | None = None
+    mark_position: Lsn | None = None
+
+
+class ChangeStream(Protocol):
+    """Changes after a position, in commit order; at least once over reconnects, exactly once within one."""
+
+    def next(self, *, timeout_s: float, max_changes: int = 16_384) -> Slice | None:
+        """The next slice, or `None` when nothing arrived in time. Never half a transaction.
+
+        Raises:
+            SourceUnreachableError: the connection broke; open a new stream at the last durable position.
+        """
+
+    def confirm(self, position: Lsn) -> None:
+        """Let the source forget what was committed at or before `position`.
+
+        Call it only with what is durable downstream: the source may delete that part of its log.
+        """
+
+
+class Source(Protocol):
+    """A database whose committed changes can be captured. One instance serves one thread."""
+
+    name: str
+
+    def check(self) -> Sequence[Finding]:
+        """Everything missing on the server, all at once; empty when it is ready."""
+
+    def prepare(self) -> None:
+        """Create what capture needs and may create (publication, slot); a no-op when it is there.
+
+        Raises:
+            SourceNotReadyError: `check` has findings that are not ours to mend.
+        """
+
+    def tables(self) -> Sequence[TableSchema]:
+        """The captured tables as they are now, in configured order."""
+
+    def open(self, *, resume_after: Lsn) -> AbstractContextManager[ChangeStream]:
+        """Start streaming what was committed after `resume_after` (exclusive).
+
+        Raises:
+            SlotInvalidatedError: the source no longer has everything after that position.
+        """
+
+    def current_position(self) -> Lsn:
+        """A position at or after every change visible now: a stream that reached it has them all."""
+
+    def last_key(self, table: TableName) -> tuple[str, ...] | None:
+        """The largest key now, as text in key order; `None` for an empty table. Ends a dump on a busy table."""
+
+    def chunk(
+        self,
+        table: TableName,
+        *,
+        after_key: tuple[str, ...] | None,
+        up_to_key: tuple[str, ...],
+        limit: int,
+    ) -> Chunk:
+        """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
+
+    def mark(self, mark_id: str) -> None:
+        """Commit a marker into the source's log; it comes back as `Slice.mark`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedChange:
+    """What the dump remembers of a change that has left: enough to settle a chunk row against it."""
+
+    txid: int
+    op: str
+    key: tuple[Any, ...]
+    old_key: tuple[Any, ...] | None
+    values: dict[str, Any] = field(repr=False)
+    unchanged: frozenset[str] = frozenset()

@@ -1,0 +1,86 @@
+"""Changes: what one table went through, as an Arrow record batch.
+
+A change is one row-level create, update, delete, read or truncate. A `ChangeBatch` holds the
+changes of one table in commit order; its columns are the meta columns below, then the table's own
+columns *after* the change.
+
+| meta column     | type                | holds                                                         |
+|-----------------|---------------------|---------------------------------------------------------------|
+| `_op`           | utf8                | `c` create, `u` update, `d` delete, `r` read by a dump, `t` truncate |
+| `_commit`       | uint64              | the commit position (`Lsn.value`) of the transaction          |
+| `_ordinal`      | uint32              | place in the transaction, over all tables, from 0             |
+| `_txid`         | uint64              | the source's transaction id, widened; 0 for reads             |
+| `_committed_at` | timestamp(us, UTC)  | commit time by the source's clock                             |
+| `_unchanged`    | list<utf8>, or null | columns the source did not send; their value here is null and means nothing |
+| `_old_key`      | struct of the key columns, or null | the key before the change, only where it changed |
+
+A delete has its key columns filled and all others null. A truncate has all of them null.
+(`_commit`, `_ordinal`) is the identity of a change. A read has the position of the mark that
+settled its chunk, so "the largest identity wins" is true of reads and changes alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import pyarrow as pa
+
+from deltaworks.errors import InvariantError
+from deltaworks.schema import TableSchema
+
+CREATE, UPDATE, DELETE, READ, TRUNCATE = "c", "u", "d", "r", "t"
+
+
+class MalformedBatchError(InvariantError):
+    """A record batch that claims to hold changes lacks their columns."""
+
+
+def meta_fields(schema: TableSchema) -> tuple[pa.Field, ...]:
+    """The meta columns of a change of this table, in order."""
+    old_key = pa.struct([pa.field(name, schema.column(name).type) for name in schema.key])
+    return (
+        pa.field("_op", pa.string(), nullable=False),
+        pa.field("_commit", pa.uint64(), nullable=False),
+        pa.field("_ordinal", pa.uint32(), nullable=False),
+        pa.field("_txid", pa.uint64(), nullable=False),
+        pa.field("_committed_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("_unchanged", pa.list_(pa.string())),
+        pa.field("_old_key", old_key),
+    )
+
+
+META_COLUMNS = ("_op", "_commit", "_ordinal", "_txid", "_committed_at", "_unchanged", "_old_key")
+
+
+def change_schema(schema: TableSchema) -> pa.Schema:
+    """The Arrow schema of a batch of changes of this table."""
+    return schema.to_arrow(before=meta_fields(schema))
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBatch:
+    """Changes of one table in commit order; never empty; shares no memory with another batch."""
+
+    schema: TableSchema
+    rows: pa.RecordBatch
+
+    @classmethod
+    def from_arrow(cls, rows: pa.RecordBatch) -> Self:
+        """Take a record batch that `change_schema` describes, for example out of the log.
+
+        Raises:
+            MalformedBatchError: the meta columns are not there.
+        """
+        if tuple(rows.schema.names[: len(META_COLUMNS)]) != META_COLUMNS:
+            raise MalformedBatchError(f"cannot read changes: first columns are {rows.schema.names[:7]}")
+        return cls(TableSchema.from_arrow(rows.schema), rows)
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def slice_by_commit(self, *, after: int, up_to: int) -> Iterator["ChangeBatch"]:
+        """The changes with `after < _commit <= up_to` (both `Lsn.value`), as zero or one batch."""
+        commits = self.rows.column("_commit").to_numpy()
+        first, end = commits.searchsorted([after, up_to], side="right")
+        if end > first:
+            yield ChangeBatch(self.schema, self.rows.slice(first, end - first))

@@ -1,0 +1,224 @@
+"""`deltaworks.yaml`: one model, parsed and checked once, all faults reported together.
+
+`${NAME}` and `${NAME:-default}` in any text are replaced from the environment given to `load`.
+Relative paths are relative to the file.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from deltaworks.errors import TerminalError
+from deltaworks.schema import TableName
+
+_T = TypeVar("_T")
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+"""Names become slots, folders, schemas and asset keys, so they keep to what all of those take."""
+
+
+class ConfigError(TerminalError):
+    """The configuration cannot be used; the message lists every fault."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PostgresConfig(_Model):
+    """A PostgreSQL database to capture from."""
+
+    kind: Literal["postgres"]
+    dsn: SecretStr
+    """A libpq connection string or URL; the role needs REPLICATION and SELECT on the tables."""
+    tables: Annotated[tuple[str, ...], Field(min_length=1)]
+    """`name` or `schema.name`, in the order they are dumped."""
+    slot: str | None = None
+    publication: str | None = None
+    """Both are `deltaworks_<source>` when left out."""
+    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
+    """Rows of a dump chunk; 5,000 keeps a chunk of 1 kB rows near 5 MB and tens of milliseconds."""
+    owner: str = "data-platform"
+
+    @field_validator("tables")
+    @classmethod
+    def _tables_differ(cls, tables: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({table for table in tables if tables.count(table) > 1})
+        if twice:
+            raise ValueError(f"listed twice: {', '.join(twice)}")
+        return tables
+
+    @property
+    def table_names(self) -> tuple[TableName, ...]:
+        """The tables, parsed."""
+        return tuple(TableName.parse(table) for table in self.tables)
+
+
+class LakeConfig(_Model):
+    """The DuckLake that every load writes to."""
+
+    catalog: str = "sqlite:{home}/lake/catalog.sqlite"
+    """What follows `ducklake:` in DuckDB's ATTACH; `{home}` stands for the home folder."""
+    data: str = "{home}/lake/data"
+    """A folder or an `s3://bucket/prefix`."""
+
+
+class AppConfig(_Model):
+    """A stream app: where its object is, and what its clients connect to."""
+
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:name_of_the_app`."""
+    source: Name
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    """Handed to the app's steps, e.g. the address of a service they call."""
+
+
+class ServeConfig(_Model):
+    """The HTTP server."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8400
+    app: Name | None = None
+    """The app whose search index the search page shows; the only app when left out."""
+
+
+class Config(_Model):
+    """Everything in `deltaworks.yaml`."""
+
+    home: Path = Path(".deltaworks")
+    """The folder of all local state: log, lake, index, checkpoints."""
+    sources: Annotated[Mapping[Name, PostgresConfig], Field(min_length=1)]
+    apps: Mapping[Name, AppConfig] = Field(default_factory=dict)
+    lake: LakeConfig = Field(default_factory=LakeConfig)
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+
+    def source(self, name: str) -> PostgresConfig:
+        """The source of that name.
+
+        Raises:
+            ConfigError: unknown; the message lists those that are known.
+        """
+        return _known(self.sources, name, "source")
+
+    def app(self, name: str) -> AppConfig:
+        """The app of that name.
+
+        Raises:
+            ConfigError: unknown; the message lists those that are known.
+        """
+        return _known(self.apps, name, "app")
+
+    def log_folder(self, name: str) -> Path:
+        """The change log of a source, or of an app that writes to the lake."""
+        return self.home / "log" / name
+
+    def app_folder(self, app: str) -> Path:
+        """Checkpoint and state of an app."""
+        return self.home / "process" / app
+
+    def index_folder(self, app: str) -> Path:
+        """The embedded search index of an app."""
+        return self.home / "search" / app
+
+    @property
+    def lake_catalog(self) -> str:
+        """`lake.catalog` with the home folder filled in."""
+        return self.lake.catalog.format(home=self.home)
+
+    @property
+    def lake_data(self) -> str:
+        """`lake.data` with the home folder filled in."""
+        return self.lake.data.format(home=self.home)
+
+    @property
+    def extension_folder(self) -> Path:
+        """Where DuckDB's extensions are unpacked to from their wheels."""
+        return self.home / "duckdb_extensions"
+
+
+def load(path: Path, *, environment: Mapping[str, str]) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has faults; all of them are listed.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"cannot find the configuration {str(path)!r}; run from the folder that has it or pass --config"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read {str(path)!r} as YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"cannot use {str(path)!r}: expected a mapping with 'sources', got {document!r:.40}")
+    unset: list[str] = []
+    filled = _fill(document, environment, unset)
+    faults = [f"{name}: not set in the environment and has no default" for name in dict.fromkeys(unset)]
+    config: Config | None = None
+    try:
+        config = Config.model_validate(filled)
+    except ValidationError as error:
+        faults += [_fault(item) for item in error.errors(include_url=False)]
+    else:
+        faults += _loose_ends(config)
+    if faults or config is None:
+        listing = "\n".join(f"  - {fault}" for fault in faults)
+        raise ConfigError(f"cannot use {str(path)!r}, {len(faults)} to mend:\n{listing}")
+    return config.model_copy(update={"home": (path.parent / config.home).resolve()})
+
+
+def _fill(value: Any, environment: Mapping[str, str], unset: list[str]) -> Any:  # Any: YAML is any JSON-like value
+    if isinstance(value, dict):
+        return {key: _fill(item, environment, unset) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, environment, unset) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = environment.get(match["name"], match["default"])
+        if found is None:
+            unset.append(match["name"])
+        return found or ""
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _fault(item: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    given = item.get("input")
+    # A secret or a whole section is no help in a message; only plain values are repeated.
+    shown = f", got {given!r}" if isinstance(given, (int, float, bool)) or _is_plain(place, given) else ""
+    return f"{place}: {item['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _is_plain(place: str, given: object) -> bool:
+    return isinstance(given, str) and not place.endswith("dsn") and len(given) < 80
+
+
+def _loose_ends(config: Config) -> list[str]:
+    faults = [
+        f"apps.{name}.source: no source {app.source!r}; known: {', '.join(config.sources)}"
+        for name, app in config.apps.items()
+        if app.source not in config.sources
+    ]
+    faults += [
+        f"apps.{name}: a source has this name too; both own the folder log/{name}"
+        for name in config.apps
+        if name in config.sources
+    ]
+    if config.serve.app is not None and config.serve.app not in config.apps:
+        faults.append(f"serve.app: no app {config.serve.app!r}; known: {', '.join(config.apps) or 'none'}")
+    return faults
+
+
+def _known(section: Mapping[str, _T], name: str, kind: str) -> _T:
+    if name not in section:
+        raise ConfigError(f"no {kind} {name!r} in deltaworks.yaml; known: {', '.join(section) or 'none'}")
+    return section[name]

@@ -1,0 +1,1 @@
+"""The change log: the durable, ordered, replayable history. Contract in `change_log.py`."""

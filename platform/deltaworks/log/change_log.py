@@ -1,0 +1,152 @@
+"""The contract of the change log.
+
+The unit is the *group*: whole source transactions, appended together, durable together, read
+together. Capture's own progress travels inside the group, so position, dump cursor and changes
+are one atomic write and there is no second place to disagree with.
+
+    offset   0        1200     1200        1450
+             ├─ group ─┼─ group ┼── group ───┤        an offset counts changes; a group that only
+             1200 ch.   0 ch.     250 ch.             moves the position has none
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from deltaworks.change import ChangeBatch
+from deltaworks.errors import InvariantError, RetryableError, TerminalError
+from deltaworks.position import START, Lsn
+
+
+class LogFullError(RetryableError):
+    """The disk took no more; the log stands at the last whole group and the source waits."""
+
+
+class LogFailedError(TerminalError):
+    """The disk refused a sync: what was written may be gone, so this writer must not go on."""
+
+
+class FencedError(TerminalError):
+    """Another writer holds the log, or a newer one has written to it."""
+
+
+class CorruptLogError(InvariantError):
+    """A group that was durable cannot be read back."""
+
+
+class OffsetRetiredError(TerminalError):
+    """The asked offset is older than what the log keeps; the message names the dump that mends it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Changes to append together.
+
+    `position`: with this group, everything committed at or before it is in the log.
+    `previous_position`: the `position` of the group before; a broken chain is a lost group.
+    `transaction_count`: source transactions in this group.
+    `progress`: capture's state after this group, JSON values only.
+    """
+
+    batches: tuple[ChangeBatch, ...]
+    position: Lsn
+    previous_position: Lsn = START
+    transaction_count: int = 0
+    progress: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def change_count(self) -> int:
+        """Changes over all batches; may be 0."""
+        return sum(len(batch) for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupHeader:
+    """What is known of a stored group without reading its changes.
+
+    `offset` is the first change's, `next_offset` one past the last; `sequence` counts groups from 0 and has no holes.
+    `tables` maps a table's full name to its change count. The `txid` and `committed_at` bounds are
+    over the streamed changes (not reads), `None` without any.
+    """
+
+    sequence: int
+    offset: int
+    next_offset: int
+    epoch: int
+    position: Lsn
+    previous_position: Lsn
+    transaction_count: int
+    tables: Mapping[str, int]
+    min_txid: int | None
+    max_txid: int | None
+    max_committed_at: datetime | None
+    appended_at: datetime
+    progress: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGroup:
+    """A group read back."""
+
+    header: GroupHeader
+    batches: tuple[ChangeBatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnd:
+    """Where the log ends: the next offset, the position reached, and capture's progress there."""
+
+    sequence: int
+    offset: int
+    position: Lsn
+    epoch: int
+    progress: Mapping[str, Any]
+
+
+EMPTY_END = LogEnd(sequence=-1, offset=0, position=START, epoch=0, progress={})
+"""The end of a log that nothing was appended to. `LogEnd.sequence` is that of the last group."""
+
+
+class LogReader(Protocol):
+    """Reads one source's log; any number may read while one writes, in any process."""
+
+    def end(self) -> LogEnd:
+        """The end as of now; `EMPTY_END` for a log that does not exist yet."""
+
+    def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
+        """Groups with a larger sequence, in order, each whole, up to the end as of now.
+
+        Stops early once `max_changes` were given (always after at least one group).
+
+        Raises:
+            OffsetRetiredError: groups in between are no longer kept.
+            CorruptLogError: a group fails its checksum.
+        """
+
+    def headers_backwards(self) -> Iterator[GroupHeader]:
+        """Headers from the last group to the first; reads no changes."""
+
+    def wait(self, *, after_sequence: int, timeout_s: float) -> bool:
+        """Return when a group with a larger sequence exists (`True`) or time is up (`False`)."""
+
+
+class LogWriter(Protocol):
+    """The one writer of a source's log. Its epoch is larger than every earlier writer's."""
+
+    epoch: int
+
+    def end(self) -> LogEnd:
+        """The end after the last append of this writer."""
+
+    def append(self, group: Group) -> GroupHeader:
+        """Append a group; durable when this returns, wholly absent if it raises.
+
+        Raises:
+            LogFullError: no space; the same call may work later.
+            LogFailedError: the sync failed; this writer is dead.
+            FencedError: a newer writer took over.
+        """
+
+    def close(self) -> None:
+        """Let another writer in."""

@@ -1,0 +1,1 @@
+"""Process: stream apps that filter and enrich changes on their way to sinks."""

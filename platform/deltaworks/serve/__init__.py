@@ -1,0 +1,1 @@
+"""Serve: HTTP services over the stores."""

@@ -1,0 +1,1 @@
+"""Store: the lakehouse and the search index that follow the log."""
