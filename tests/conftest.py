@@ -1,0 +1,20 @@
+"""Fixtures for every test: servers, and faults that never outlive their test."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deltaworks import faults
+
+# Test folders are no packages, so the fixtures' folder is put on the path once, here.
+sys.path.insert(0, str(Path(__file__).parent))
+
+pytest_plugins = ["servers.postgres"]
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_stays_armed() -> Iterator[None]:
+    yield
+    faults.disarm()
