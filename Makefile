@@ -1,0 +1,57 @@
+# Everything runs from the project's own .venv; nothing is installed outside of it.
+# `make help` lists what there is.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME := $(CURDIR)
+export DAGSTER_DBT_PARSE_PROJECT_ON_LOAD ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test test-servers check format bench docs clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.installed ## Make .venv with everything that is pinned
+
+.venv/.installed: pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; ok = (3, 11) <= v < (3, 14); print("" if ok else "Deltaworks needs Python 3.11 to 3.13; this is %d.%d. Run: make PYTHON=python3.12 …" % v); sys.exit(not ok)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt uv
+	@echo "installing (once; about a gigabyte on disk) …"
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --constraint requirements/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## Real films from PostgreSQL to a released, searchable store, then a report
+	@$(BIN)/python -m studio.demo
+
+up: setup ## Run everything until Ctrl-C: database, services, Dagster, search page
+	@$(BIN)/python -m studio.ready
+	@$(BIN)/honcho start
+
+test: setup ## All tests that need Python packages only
+	@$(BIN)/pytest -m 'not server'
+
+test-servers: setup ## The tests with Debian's PostgreSQL 15 and Chromium (installs them)
+	@tests/servers/install.sh
+	@$(BIN)/pytest -m server
+
+check: setup ## Format, lint, types, layers, docs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+
+format: setup ## Rewrite the code in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: setup ## Write the generated pages of docs/reference
+	@$(BIN)/python docs/generate.py
+
+bench: setup ## Run every benchmark beside its limit
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean: ## Remove everything that running leaves behind (keeps .venv)
+	rm -rf .deltaworks dbt_project/target dbt_project/logs

@@ -1,0 +1,113 @@
+"""Write the reference pages from the code; `--check` fails when one is stale.
+
+| page                | from                              |
+|---------------------|-----------------------------------|
+| reference/cli.md    | the help of every command         |
+| reference/config.md | the model of `deltaworks.yaml`    |
+| reference/errors.md | every error class and its meaning |
+"""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import deltaworks
+import typer.main
+from deltaworks.cli import app
+from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, ServeConfig
+from deltaworks.errors import DeltaworksError
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py; change the code and run `make docs`. -->\n\n"
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    group = typer.main.get_command(app)
+    parts = ["# The command line\n\n`deltaworks COMMAND --help` says the same.\n"]
+    for name, command in sorted(group.commands.items()):  # type: ignore[attr-defined]
+        parts.append(f"\n## `deltaworks {name}`\n\n{inspect.cleandoc(command.help or '')}\n")
+        arguments = " ".join(p.name.upper() for p in command.params if p.param_type_name == "argument")
+        parts.append(f"\n    deltaworks {name} {arguments}".rstrip() + "\n")
+        options = [p for p in command.params if p.param_type_name == "option"]
+        if options:
+            parts.append("\n| option | meaning | default |\n|---|---|---|\n")
+            parts += [f"| `{', '.join(p.opts)}` | {p.help or ''} | `{p.default}` |\n" for p in options]
+    return "".join(parts)
+
+
+def config_page() -> str:
+    """Every section and setting of `deltaworks.yaml`."""
+    sections: list[tuple[str, type[BaseModel]]] = [
+        ("the file", Config),
+        ("sources.NAME", PostgresConfig),
+        ("apps.NAME", AppConfig),
+        ("lake", LakeConfig),
+        ("serve", ServeConfig),
+    ]
+    parts = ["# `deltaworks.yaml`\n\n`${NAME}` and `${NAME:-default}` read the environment.\n"]
+    for title, model in sections:
+        parts.append(f"\n## {title}\n\n{inspect.cleandoc(model.__doc__ or '')}\n\n")
+        parts.append("| setting | type | default | meaning |\n|---|---|---|---|\n")
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else f"`{_default(field)}`"
+            kind = inspect.formatannotation(field.annotation).replace("|", "or").replace("deltaworks.config.", "")
+            parts.append(f"| `{name}` | {kind} | {default} | {' '.join((field.description or '').split())} |\n")
+    return "".join(parts)
+
+
+def errors_page() -> str:
+    """Every error, grouped by what the caller can do."""
+    for module in pkgutil.walk_packages(deltaworks.__path__, "deltaworks."):
+        importlib.import_module(module.name)
+    parts = ["# Errors\n\nWhat a caller can do decides the class; the message says the value and the next step.\n"]
+    for kind in sorted(DeltaworksError.__subclasses__(), key=lambda each: each.__name__):
+        parts.append(f"\n## {kind.__name__}\n\n{_first_line(kind)}\n\n| error | means | raised in |\n|---|---|---|\n")
+        for error in sorted(set(_below(kind)), key=lambda each: each.__name__):
+            parts.append(f"| `{error.__name__}` | {_first_line(error)} | `{error.__module__}` |\n")
+    return "".join(parts)
+
+
+PAGES = {"cli.md": cli_page, "config.md": config_page, "errors.md": errors_page}
+
+
+def main() -> int:
+    """Write all pages, or with `--check` name those that would change."""
+    stale = []
+    FOLDER.mkdir(exist_ok=True)
+    for name, build in PAGES.items():
+        path, text = FOLDER / name, NOTE + build()
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path.relative_to(FOLDER.parent.parent)))
+    if stale:
+        print(f"stale: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+    return len(stale)
+
+
+def _below(kind: type[DeltaworksError]) -> Iterator[type[DeltaworksError]]:
+    for child in kind.__subclasses__():
+        if child.__module__.startswith("deltaworks."):
+            yield child
+        yield from _below(child)
+
+
+def _first_line(kind: type) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _default(field: object) -> object:
+    value = field.get_default(call_default_factory=True)  # type: ignore[attr-defined]
+    if isinstance(value, BaseModel) or value is PydanticUndefined:
+        return "see its section"
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
