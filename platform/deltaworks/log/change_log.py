@@ -35,6 +35,14 @@ class CorruptLogError(InvariantError):
     """A group that was durable cannot be read back."""
 
 
+class LogFormatError(TerminalError):
+    """What lies in the log's place was written by something else or by a newer version."""
+
+
+class BrokenChainError(InvariantError):
+    """A group to append does not follow the log's last group; nothing was written."""
+
+
 class OffsetRetiredError(TerminalError):
     """The asked offset is older than what the log keeps; the message names the dump that mends it."""
 
@@ -121,7 +129,8 @@ class LogReader(Protocol):
 
         Raises:
             OffsetRetiredError: groups in between are no longer kept.
-            CorruptLogError: a group fails its checksum.
+            CorruptLogError: a group fails its checksum or does not follow the one before, or the
+                log ends before `after_sequence`: what was read once is no longer there.
         """
 
     def headers_backwards(self) -> Iterator[GroupHeader]:
@@ -143,6 +152,7 @@ class LogWriter(Protocol):
         """Append a group; durable when this returns, wholly absent if it raises.
 
         Raises:
+            BrokenChainError: `group.previous_position` is not where the log ends.
             LogFullError: no space; the same call may work later.
             LogFailedError: the sync failed; this writer is dead.
             FencedError: a newer writer took over.

@@ -1,0 +1,131 @@
+"""What follows what in a log: pure functions shared by every implementation of the contract."""
+
+import json
+from collections import Counter
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from deltaworks.change import ChangeBatch
+from deltaworks.log.change_log import BrokenChainError, CorruptLogError, Group, GroupHeader, LogEnd
+from deltaworks.position import START, Lsn
+
+_FIELDS = tuple(field.name for field in fields(GroupHeader))
+
+
+def next_header(group: Group, *, end: LogEnd, epoch: int, appended_at: datetime) -> GroupHeader:
+    """The header under which `group` is stored at the end of a log.
+
+    Raises:
+        BrokenChainError: the group does not follow the log's last group.
+    """
+    if group.previous_position != end.position:
+        raise BrokenChainError(
+            f"cannot append a group that follows position {str(group.previous_position)!r}: the log ends at "
+            f"{str(end.position)!r}; resume capture after the log's end"
+        )
+    if group.position < group.previous_position:
+        raise BrokenChainError(
+            f"cannot append a group at position {str(group.position)!r}: the log is already at {str(end.position)!r}"
+        )
+    tables: Counter[str] = Counter()
+    for batch in group.batches:
+        tables[str(batch.schema.name)] += len(batch)
+    min_txid, max_txid, max_committed_at = _streamed_bounds(group.batches)
+    return GroupHeader(
+        sequence=end.sequence + 1,
+        offset=end.offset,
+        next_offset=end.offset + group.change_count,
+        epoch=epoch,
+        position=group.position,
+        previous_position=group.previous_position,
+        transaction_count=group.transaction_count,
+        tables=dict(tables),
+        min_txid=min_txid,
+        max_txid=max_txid,
+        max_committed_at=max_committed_at,
+        appended_at=appended_at,
+        progress=dict(group.progress),
+    )
+
+
+def end_after(header: GroupHeader) -> LogEnd:
+    """The log's end when this is its last group."""
+    return LogEnd(
+        sequence=header.sequence,
+        offset=header.next_offset,
+        position=header.position,
+        epoch=header.epoch,
+        progress=header.progress,
+    )
+
+
+def check_follows(header: GroupHeader, *, sequence: int, previous: GroupHeader | None, where: str) -> None:
+    """Check that a group read back is the `sequence`-th and continues `previous` (`None`: not known).
+
+    Raises:
+        CorruptLogError: a group was lost or swapped between the two.
+    """
+    first = sequence == 0
+    position = START if first else previous.position if previous else header.previous_position
+    offset = 0 if first else previous.next_offset if previous else header.offset
+    found = (header.sequence, header.previous_position, header.offset)
+    if found != (sequence, position, offset):
+        raise CorruptLogError(
+            f"cannot read {where}: expected group {sequence} after position {str(position)!r} at offset {offset}, "
+            f"found group {header.sequence} after {str(header.previous_position)!r} at offset {header.offset}; "
+            "restore the log from a copy, or remove it and dump the source again"
+        )
+
+
+def check_not_ahead(after_sequence: int, end: LogEnd, *, where: str) -> None:
+    """Check that what a reader has read is still there.
+
+    Raises:
+        CorruptLogError: the log ends before `after_sequence`: its tail was lost, or it is another log.
+    """
+    if after_sequence > end.sequence:
+        raise CorruptLogError(
+            f"cannot read {where} after group {after_sequence!r}: it ends at group {end.sequence}, so its tail "
+            "was lost or it was made anew; restore it, or remove what this reader feeds and start over"
+        )
+
+
+def encode_header(header: GroupHeader, **more: Any) -> bytes:  # Any: JSON values
+    """The header as JSON, with `more` keys beside its own."""
+    values = {name: getattr(header, name) for name in _FIELDS} | more
+    values["position"] = header.position.value
+    values["previous_position"] = header.previous_position.value
+    values["tables"] = dict(header.tables)
+    values["progress"] = dict(header.progress)
+    values["appended_at"] = header.appended_at.isoformat()
+    values["max_committed_at"] = header.max_committed_at and header.max_committed_at.isoformat()
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def decode_header(text: bytes, *more: str) -> tuple[GroupHeader, dict[str, Any]]:  # Any: JSON values
+    """Read what `encode_header` wrote; the `more` keys come back beside the header."""
+    values: dict[str, Any] = json.loads(text)
+    rest = {name: values.pop(name) for name in more}
+    values["position"] = Lsn(values["position"])
+    values["previous_position"] = Lsn(values["previous_position"])
+    values["appended_at"] = datetime.fromisoformat(values["appended_at"])
+    committed_at = values["max_committed_at"]
+    values["max_committed_at"] = committed_at and datetime.fromisoformat(committed_at)
+    return GroupHeader(**values), rest
+
+
+def _streamed_bounds(batches: tuple[ChangeBatch, ...]) -> tuple[int | None, int | None, datetime | None]:
+    txids: list[int] = []
+    latest: list[datetime] = []
+    for batch in batches:
+        # Reads of a dump have the transaction id 0, and nothing else has.
+        places = np.flatnonzero(batch.rows.column("_txid").to_numpy())
+        if places.size:
+            streamed = batch.rows.column("_txid").to_numpy()[places]
+            txids += (int(streamed.min()), int(streamed.max()))
+            committed_at = batch.rows.column("_committed_at")
+            latest.append(committed_at[places[committed_at.to_numpy()[places].argmax()]].as_py())
+    return (min(txids), max(txids), max(latest)) if txids else (None, None, None)

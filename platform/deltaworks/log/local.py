@@ -1,0 +1,559 @@
+"""The change log on a local disk: segments of Arrow IPC, one sync per group.
+
+    folder/ 00000000000000000000.segment   frames of groups 0, 1, 2, …   (see `segment`)
+            00000000000000018021.segment   … the last one grows
+            end                            how many groups are durable   (see `end_file`)
+            lock                           held by the one writer, with its process id
+
+    append:  write frame ─► fdatasync ─► publish in `end` ─► return
+    died at          1             2                3
+    1  a piece of a frame, or a whole one nobody was told of: cut, or kept and synced, by the next writer
+    2  as 1     3  durable: the next writer publishes it
+
+Local means local: `flock`, `fdatasync` and the page cache must be those of one machine.
+"""
+
+import errno
+import fcntl
+import math
+import os
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+import pyarrow as pa
+import structlog
+
+from deltaworks import faults
+from deltaworks.errors import DeltaworksError
+from deltaworks.log.change_log import (
+    EMPTY_END,
+    CorruptLogError,
+    FencedError,
+    Group,
+    GroupHeader,
+    LogEnd,
+    LogFailedError,
+    LogFormatError,
+    LogFullError,
+    OffsetRetiredError,
+    StoredGroup,
+)
+from deltaworks.log.end_file import NAME as END_FILE
+from deltaworks.log.end_file import PublishedEnd, read_end, write_end
+from deltaworks.log.header import check_follows, check_not_ahead, end_after, next_header
+from deltaworks.log.segment import (
+    MAGIC,
+    BadFrameError,
+    Frame,
+    decode_frame,
+    encode_frame,
+    frames,
+    holds_frame_after,
+    read_body,
+    read_frame,
+    segment_name,
+    segments,
+)
+from deltaworks.log.wake import wait_until
+
+SEGMENT_BYTES: Final = 64 * 1024 * 1024
+"""Where a segment ends: small enough to find the end of by its headers in about 0.1 s."""
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_LOCK_FILE = "lock"
+
+logger = structlog.get_logger(__name__)
+
+
+class LocalLogReader:
+    """Reads a log folder, also while another process writes to it; sees durable groups only.
+
+    Thread-safe. Holds no file open between calls.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._identity = (0, 0)
+        self._end = EMPTY_END
+        self._firsts: list[int] = []
+        self._bounds: dict[int, array[int]] = {}
+
+    def end(self) -> LogEnd:
+        """The end as of now; some microseconds when nothing was appended since the last call."""
+        published = read_end(self.folder)
+        if published is None:
+            _check_has_no_groups(self.folder)
+            return EMPTY_END
+        with self._lock:
+            if published.identity != self._identity:
+                # The folder was removed and made anew: what is known here is of another log.
+                self._forget(published.identity)
+            if published.count - 1 > self._end.sequence:
+                self._end = end_after(self._header(published.count - 1))
+            return self._end
+
+    def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
+        """See `LogReader.read`; the end is that of this call, not of the first step."""
+        end = self.end()
+        check_not_ahead(after_sequence, end, where=str(self.folder))
+        return self._read(after_sequence + 1, end.sequence, max_changes)
+
+    def headers_backwards(self) -> Iterator[GroupHeader]:
+        """Headers from the last group to the oldest that is kept."""
+        last = self.end().sequence
+        oldest = min(segments(self.folder), default=0)
+        for sequence in range(last, oldest - 1, -1):
+            with self._lock:
+                header = self._header(sequence)
+            yield header
+
+    def wait(self, *, after_sequence: int, timeout_s: float) -> bool:
+        """See `LogReader.wait`; wakes within about a millisecond of an append by any process."""
+
+        def has_more() -> bool:
+            end = read_end(self.folder)
+            return end is not None and end.count - 1 > after_sequence
+
+        check_not_ahead(after_sequence, self.end(), where=str(self.folder))
+        return wait_until(has_more, file=self.folder / END_FILE, timeout_s=timeout_s)
+
+    def _read(self, sequence: int, last: int, max_changes: int | None) -> Iterator[StoredGroup]:
+        previous: GroupHeader | None = None
+        if sequence > min(segments(self.folder), default=0):
+            with self._lock:
+                previous = self._header(sequence - 1)
+        left = math.inf if max_changes is None else max(1, max_changes)
+        while sequence <= last and left > 0:
+            with self._lock:
+                first, start = self._locate(sequence)
+            with _opened(self.folder, first) as descriptor:
+                frame = _durable_frame(descriptor, start, path=self.folder / segment_name(first), sequence=sequence)
+                try:
+                    body = read_body(descriptor, frame)
+                except BadFrameError as error:
+                    raise _corrupt(self.folder / segment_name(first), start, sequence, str(error)) from error
+            group = decode_frame(frame, body)
+            check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
+            yield group
+            previous = group.header
+            left -= group.header.next_offset - group.header.offset
+            sequence += 1
+
+    def _header(self, sequence: int) -> GroupHeader:
+        first, start = self._locate(sequence)
+        path = self.folder / segment_name(first)
+        with _opened(self.folder, first) as descriptor:
+            return _durable_frame(descriptor, start, path=path, sequence=sequence).header()
+
+    def _locate(self, sequence: int) -> tuple[int, int]:
+        """The segment (by its first sequence) and the place in it of a durable group."""
+        for first in self._segments_with(sequence):
+            bounds = self._scan(first, sequence)
+            if sequence - first < len(bounds) - 1:
+                return first, bounds[sequence - first]
+        if self._firsts and sequence < self._firsts[0]:
+            raise _retired(self.folder, sequence, oldest=self._firsts[0])
+        raise CorruptLogError(
+            f"cannot find group {sequence} in {str(self.folder)!r} although it was durable; "
+            "restore the log from a copy, or remove it and dump the source again"
+        )
+
+    def _segments_with(self, sequence: int) -> Iterator[int]:
+        """The segment that should hold the group as far as is known, then after a fresh look."""
+        for fresh in (False, True):
+            if fresh:
+                self._firsts = segments(self.folder)
+            if place := bisect_right(self._firsts, sequence):
+                yield self._firsts[place - 1]
+
+    def _scan(self, first: int, sequence: int) -> "array[int]":
+        """The bounds of the segment's frames, known up to `sequence` where the file goes that far."""
+        bounds = self._bounds.setdefault(first, array("Q", [0]))
+        if sequence - first < len(bounds) - 1:
+            return bounds
+        path = self.folder / segment_name(first)
+        with _opened(self.folder, first) as descriptor:
+            # Never looks behind `sequence`: what lies there may be in the middle of being written.
+            while sequence - first >= len(bounds) - 1:
+                try:
+                    frame = read_frame(descriptor, bounds[-1])
+                except BadFrameError as error:
+                    raise _corrupt(path, bounds[-1], first + len(bounds) - 1, str(error)) from error
+                if frame is None:
+                    break
+                bounds.append(frame.end)
+        return bounds
+
+    def _forget(self, identity: tuple[int, int]) -> None:
+        self._identity = identity
+        self._end = EMPTY_END
+        self._firsts = []
+        self._bounds = {}
+
+
+class LocalLogWriter:
+    """The one writer of a log folder; holds its lock until `close`, or until the process ends."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lock: int,
+        end_file: int,
+        segment: "_Segment",
+        end: LogEnd,
+        epoch: int,
+        segment_bytes: int,
+    ) -> None:
+        """Use `open`."""
+        self.folder = folder
+        self.epoch = epoch
+        self._lock = lock
+        self._end_file = end_file
+        self._segment = segment
+        self._end = end
+        self._segment_bytes = segment_bytes
+        self._stopped: DeltaworksError | None = None
+
+    @classmethod
+    def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> Self:
+        """Take the log: lock it, cut a torn tail, and raise the epoch durably.
+
+        Raises:
+            FencedError: another writer holds the log; the message has its process id.
+            CorruptLogError: a durable group is damaged or missing.
+            LogFormatError: the files are foreign or of a newer version.
+        """
+        _create_folder(folder)
+        lock = _take_lock(folder)
+        segment: _Segment | None = None
+        try:
+            published = _published_before(folder)
+            segment, end = _recover(folder, published)
+            epoch = max(published.epoch, end.epoch) + 1
+            end_file = _create_end_file(folder, epoch=epoch, count=end.sequence + 1)
+        except BaseException:
+            if segment is not None:
+                os.close(segment.descriptor)
+            os.close(lock)
+            raise
+        return cls(
+            folder, lock=lock, end_file=end_file, segment=segment, end=end, epoch=epoch, segment_bytes=segment_bytes
+        )
+
+    def end(self) -> LogEnd:
+        """The end after the last append of this writer."""
+        return self._end
+
+    def append(self, group: Group) -> GroupHeader:
+        """See `LogWriter.append`: one write and one sync, then the group is durable and visible."""
+        self._check_may_write()
+        header = next_header(group, end=self._end, epoch=self.epoch, appended_at=datetime.now(UTC))
+        frame = encode_frame(header, group.batches)
+        byte_count = sum(memoryview(part).nbytes for part in frame)
+        if self._segment.size and self._segment.size + byte_count > self._segment_bytes:
+            self._start_segment(header.sequence)
+        self._write(frame)
+        self._sync()
+        self._segment = replace(self._segment, size=self._segment.size + byte_count)
+        self._end = end_after(header)
+        return header
+
+    def close(self) -> None:
+        """Let another writer in; a second call does nothing."""
+        if isinstance(self._stopped, _ClosedError):
+            return
+        self._stopped = _ClosedError(
+            f"cannot write the log {str(self.folder)!r}: this writer was closed; open it again"
+        )
+        for descriptor in (self._segment.descriptor, self._end_file, self._lock):
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_may_write(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+        published = read_end(self.folder)
+        if published is None or published.epoch != self.epoch:
+            # The lock makes this impossible unless somebody removed or replaced the folder's files.
+            newer = "none" if published is None else published.epoch
+            raise FencedError(
+                f"cannot write the log {str(self.folder)!r} with epoch {self.epoch!r}: its epoch is now {newer!r}; "
+                "stop this writer, another one has the log"
+            )
+
+    def _start_segment(self, first_sequence: int) -> None:
+        with self._full_if_no_space():
+            segment = _create_segment(self.folder, first_sequence)
+        os.close(self._segment.descriptor)
+        self._segment = segment
+
+    def _write(self, frame: tuple[bytes, pa.Buffer]) -> None:
+        try:
+            with self._full_if_no_space():
+                faults.reach("log.before_write")
+                _write_all(self._segment.descriptor, frame, self._segment.size)
+                faults.reach("log.after_write")
+        except LogFullError:
+            self._cut_back()
+            raise
+
+    def _sync(self) -> None:
+        try:
+            faults.reach("log.before_fsync")
+            os.fdatasync(self._segment.descriptor)
+            faults.reach("log.after_fsync")
+            write_end(self._end_file, epoch=self.epoch, count=self._end.sequence + 2)
+        except OSError as error:
+            # After a failed sync the kernel may drop the dirty pages and report success the next time
+            # (fsync(2), "EIO"), so this file handle can never promise anything again.
+            raise self._fail("sync", error) from error
+
+    def _cut_back(self) -> None:
+        try:
+            os.ftruncate(self._segment.descriptor, self._segment.size)
+        except OSError as error:
+            raise self._fail("cut back", error) from error
+
+    @contextmanager
+    def _full_if_no_space(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise LogFullError(
+                    f"cannot append to the log {str(self.folder)!r}: {error.strerror}; free space, then the same "
+                    "append works, nothing was lost"
+                ) from error
+            raise self._fail("write", error) from error
+
+    def _fail(self, what: str, error: OSError) -> LogFailedError:
+        self._stopped = LogFailedError(
+            f"cannot {what} {str(self.folder / segment_name(self._segment.first_sequence))!r}: {error.strerror}; "
+            "check the disk, then start the writer again: it keeps every group that was durable"
+        )
+        return self._stopped
+
+
+class _ClosedError(FencedError):
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Segment:
+    """The segment being written; `size` is where its last whole frame ends."""
+
+    first_sequence: int
+    descriptor: int
+    size: int
+
+
+def _recover(folder: Path, published: PublishedEnd) -> tuple[_Segment, LogEnd]:
+    """Cut what was never acknowledged, make the rest durable, and return where to go on."""
+    known = segments(folder)
+    if not known:
+        _check_count(folder, published, found=0)
+        return _create_segment(folder, 0), EMPTY_END
+    first = known[-1]
+    descriptor = os.open(folder / segment_name(first), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        found, size = _whole_frames(descriptor, folder / segment_name(first), first, published.count)
+        count = first + len(found)
+        _check_count(folder, published, found=count)
+        if os.fstat(descriptor).st_size > size:
+            logger.warning("cut a torn tail off the log", segment=segment_name(first), sequence=count, at_byte=size)
+            os.ftruncate(descriptor, size)
+        # A whole frame may have been written but not synced when its writer died.
+        os.fsync(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    end = EMPTY_END
+    if found:
+        last = found[-1].header()
+        check_follows(last, sequence=count - 1, previous=None, where=str(folder))
+        end = end_after(last)
+    elif first > 0:
+        # The writer died between creating the segment and its first group.
+        end = end_after(_last_header(folder, known[-2], first - 1))
+    return _Segment(first_sequence=first, descriptor=descriptor, size=size), end
+
+
+def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -> tuple[list[Frame], int]:
+    """The last segment's whole frames and where they end; a bad one is a torn tail or it is damage."""
+    found: list[Frame] = []
+    at = 0
+    try:
+        for frame in frames(descriptor):
+            found.append(frame)
+            at = frame.end
+        if found:
+            # Only the last frame can be torn: each was durable before the next was begun.
+            at = found[-1].start
+            read_body(descriptor, found[-1])
+            at = found[-1].end
+    except BadFrameError as error:
+        if found and found[-1].start == at:
+            found.pop()
+        if first + len(found) < durable_count or holds_frame_after(descriptor, at):
+            raise _corrupt(path, at, first + len(found), str(error)) from error
+        head = os.pread(descriptor, len(MAGIC), at)
+        if at == 0 and not MAGIC.startswith(head) and head.strip(b"\0"):
+            raise LogFormatError(
+                f"cannot use {str(path)!r}: it is not a segment of a change log; move it out of the log's folder"
+            ) from error
+    return found, at
+
+
+def _last_header(folder: Path, first: int, sequence: int) -> GroupHeader:
+    path = folder / segment_name(first)
+    with _opened(folder, first) as descriptor:
+        at, number = 0, first
+        try:
+            for frame in frames(descriptor):
+                if number == sequence:
+                    return frame.header()
+                at, number = frame.end, number + 1
+        except BadFrameError as error:
+            raise _corrupt(path, at, number, str(error)) from error
+    raise _corrupt(path, at, number, "the segment ends early")
+
+
+def _check_count(folder: Path, published: PublishedEnd, *, found: int) -> None:
+    if found < published.count:
+        raise CorruptLogError(
+            f"cannot open the log {str(folder)!r}: {published.count} groups were durable, {found} are left; "
+            "restore the log from a copy, or remove it and dump the source again"
+        )
+
+
+def _check_has_no_groups(folder: Path) -> None:
+    has_groups = any((folder / segment_name(first)).stat().st_size for first in segments(folder))
+    # A writer that opens a new log makes the file `end` before its first group, so look again.
+    if has_groups and read_end(folder) is None:
+        raise CorruptLogError(
+            f"cannot read the log {str(folder)!r}: it has segments but no file {END_FILE!r}; "
+            "start the writer, which finds the end in the segments"
+        )
+
+
+def _published_before(folder: Path) -> PublishedEnd:
+    return read_end(folder) or PublishedEnd(epoch=0, count=0)
+
+
+def _create_folder(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync_folder(path.parent)
+
+
+def _take_lock(folder: Path) -> int:
+    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise FencedError(
+            f"cannot write the log {str(folder)!r}: process {holder} holds it; stop that process or wait for it"
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _create_end_file(folder: Path, *, epoch: int, count: int) -> int:
+    """The open `end` file, its epoch durable. Overwritten in place: readers know the log by its inode."""
+    path = folder / END_FILE
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        write_end(descriptor, epoch=epoch, count=count)
+        os.fsync(descriptor)
+        if is_new:
+            _sync_folder(folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _create_segment(folder: Path, first_sequence: int) -> _Segment:
+    # A file of that name is one that an earlier try created and could not fill.
+    descriptor = os.open(folder / segment_name(first_sequence), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # The name must be durable before a group in the file can be.
+        _sync_folder(folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return _Segment(first_sequence=first_sequence, descriptor=descriptor, size=0)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, parts: Sequence[bytes | pa.Buffer], at: int) -> None:
+    left = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
+    while left:
+        count = os.pwritev(descriptor, left, at)
+        at += count
+        while left and count >= left[0].nbytes:
+            count -= left.pop(0).nbytes
+        if left:
+            left[0] = left[0][count:]
+
+
+@contextmanager
+def _opened(folder: Path, first_sequence: int) -> Iterator[int]:
+    try:
+        descriptor = os.open(folder / segment_name(first_sequence), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _retired(folder, first_sequence, oldest=min(segments(folder), default=0)) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _durable_frame(descriptor: int, start: int, *, path: Path, sequence: int) -> Frame:
+    try:
+        frame = read_frame(descriptor, start)
+    except BadFrameError as error:
+        raise _corrupt(path, start, sequence, str(error)) from error
+    if frame is None:
+        raise _corrupt(path, start, sequence, "the file ends there")
+    return frame
+
+
+def _corrupt(path: Path, start: int, sequence: int, what: str) -> CorruptLogError:
+    return CorruptLogError(
+        f"cannot read group {sequence} at byte {start} of {str(path)!r}: {what}; "
+        "restore the log from a copy, or remove it and dump the source again"
+    )
+
+
+def _retired(folder: Path, sequence: int, *, oldest: int) -> OffsetRetiredError:
+    return OffsetRetiredError(
+        f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on; "
+        "remove what this reader feeds and dump the source again"
+    )
