@@ -40,11 +40,31 @@ class RowsMovedError(InvariantError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+class Commit:
     """A transaction that the database has confirmed; `committed_at` is this machine's clock just after."""
 
     transaction: Transaction
     committed_at: datetime
+
+    @property
+    def changes(self) -> int:
+        """Row changes, those of cascades included."""
+        return self.transaction.change_count
+
+    @property
+    def movie_ids(self) -> tuple[int, ...]:
+        """Films whose document must change."""
+        return self.transaction.movie_ids
+
+    @property
+    def votes(self) -> Mapping[int, int]:
+        """`rating.imdb_votes` after this commit, for the films that got votes in it."""
+        return self.transaction.votes
+
+    @property
+    def deleted(self) -> tuple[int, ...]:
+        """Films that are gone."""
+        return self.transaction.deleted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +90,7 @@ def apply_updates(
     rate: float,
     seconds: float,
     seed: int = 0,
-    on_commit: Callable[[Committed], None] | None = None,
+    on_commit: Callable[[Commit], None] | None = None,
     stop: threading.Event | None = None,
 ) -> UpdateReport:
     """Commit `rate * seconds` row changes, evenly over the time; `stop` ends it early, between transactions.
@@ -103,7 +123,7 @@ def apply_updates(
             done += transaction.change_count
             kinds[transaction.kind] += 1
             if on_commit is not None:
-                on_commit(Committed(transaction=transaction, committed_at=datetime.now(UTC)))
+                on_commit(Commit(transaction=transaction, committed_at=datetime.now(UTC)))
         return UpdateReport(
             transaction_count=kinds.total(),
             change_count=done,
@@ -180,7 +200,7 @@ def run(
             rate=rate,
             seconds=seconds,
             seed=seed,
-            on_commit=lambda committed: progress.advance(task, committed.transaction.change_count),
+            on_commit=lambda commit: progress.advance(task, commit.changes),
         )
     print(
         f"{report.change_count:,} row changes in {report.transaction_count:,} transactions in {report.seconds:.2f} s "
