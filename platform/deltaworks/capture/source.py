@@ -9,6 +9,7 @@ A source never writes to the tables it captures, takes no lock and pauses nothin
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -49,8 +50,25 @@ class Visibility(Protocol):
     def oldest_running(self) -> int:
         """Every transaction below this id had ended when the snapshot was taken."""
 
+    @property
+    def next_txid(self) -> int:
+        """No transaction from this id on had started."""
+
     def sees(self, txid: int) -> bool:
         """Whether the effects of this (top-level, committed) transaction are in the snapshot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Who is at work on the source now.
+
+    A transaction may be in the source's log already and not be visible yet, for example while its
+    commit waits for a synchronous standby. Every such transaction is one that `visible_in` does not
+    see, and it began at or after `oldest_began_at`; `None` when nothing runs.
+    """
+
+    visible_in: Visibility
+    oldest_began_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +93,8 @@ class Slice:
     without batches only moves the position (keep-alives, transactions on other tables).
     `mark`: the id of the mark that ends this slice; a slice ends at the first mark it meets, so
     all changes before a mark are in slices up to and including the one that carries it.
-    `mark_position`: the commit position of that mark.
+    `mark_position`, `mark_committed_at`: the commit position of that mark, and its time.
+    `is_awaited`: the server waits for this position to be confirmed, for example to shut down.
     """
 
     batches: tuple[ChangeBatch, ...] = ()
@@ -83,6 +102,8 @@ class Slice:
     transaction_count: int = 0
     mark: str | None = None
     mark_position: Lsn | None = None
+    mark_committed_at: datetime | None = None
+    is_awaited: bool = False
 
 
 class ChangeStream(Protocol):
@@ -106,6 +127,8 @@ class Source(Protocol):
     """A database whose committed changes can be captured. One instance serves one thread."""
 
     name: str
+    chunk_rows: int
+    """Rows of a dump chunk that suit this source."""
 
     def check(self) -> Sequence[Finding]:
         """Everything missing on the server, all at once; empty when it is ready."""
@@ -143,8 +166,20 @@ class Source(Protocol):
     ) -> Chunk:
         """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
 
+    def rows(self, table: TableName, *, keys: Sequence[tuple[str, ...]]) -> Chunk:
+        """The rows that have one of these keys (as text, in key order) now; `last_key` is `None`."""
+
+    def running(self) -> Running:
+        """The transactions that run now: what a read may miss although the log has it."""
+
+    def estimated_rows(self, table: TableName) -> int | None:
+        """About how many rows a dump will read; `None` when the source cannot say cheaply."""
+
     def mark(self, mark_id: str) -> None:
         """Commit a marker into the source's log; it comes back as `Slice.mark`."""
+
+    def close(self) -> None:
+        """Let go of every connection; the next call opens what it needs again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
