@@ -1,0 +1,116 @@
+"""Connections to the server, and its errors in the words of the source contract."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import conninfo, errors
+from pydantic import SecretStr
+
+from deltaworks.capture.postgres.types import SESSION_OPTIONS
+from deltaworks.capture.source import SourceNotReadyError, SourceUnreachableError
+from deltaworks.errors import RetryableError, TerminalError
+
+CONNECT_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 5
+"""How long a read waits for a table that somebody holds exclusively; meanwhile the stream stands still."""
+
+_TERMINAL_LOGIN = (
+    errors.InvalidPassword,
+    errors.InvalidAuthorizationSpecification,
+    errors.InvalidCatalogName,
+    errors.InsufficientPrivilege,
+)
+_TERMINAL_WORDS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "permission",
+    "must be superuser or replication role",
+)
+
+
+class TableBusyError(RetryableError):
+    """A table is locked by somebody for longer than a read waits."""
+
+
+def connect(dsn: SecretStr, *, name: str, application: str, replication: bool = False) -> psycopg.Connection[Any]:
+    """A connection in autocommit mode whose values print as `types` reads them.
+
+    Raises:
+        SourceUnreachableError: nobody answers there now.
+        SourceNotReadyError: the server refuses: wrong credentials, no such database, no right.
+    """
+    parts = _parse(dsn, name)
+    asked = " ".join(part for part in (str(parts.get("options") or ""), SESSION_OPTIONS) if part)
+    if not replication:
+        asked += f" -c lock_timeout={LOCK_TIMEOUT_S * 1000} -c synchronous_commit=local"
+    wanted: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": application,
+        **parts,
+        "options": asked,
+    }
+    if replication:
+        wanted["replication"] = "database"
+    try:
+        return psycopg.connect(autocommit=True, **wanted)
+    except psycopg.OperationalError as error:
+        raise _refused(error, parts, name) from error
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn the driver's errors into those of the contract; `what` could not be done.
+
+    Raises:
+        SourceUnreachableError: the connection broke, or the server shuts down.
+        SourceNotReadyError: a right or a thing is missing.
+        TableBusyError: a table is locked.
+    """
+    try:
+        yield
+    except errors.LockNotAvailable as error:
+        raise TableBusyError(f"cannot {what}: {_said(error)}; somebody holds the table, e.g. a migration") from error
+    except errors.InsufficientPrivilege as error:
+        raise SourceNotReadyError(f"cannot {what}: {_said(error)}; grant it, then start again") from error
+    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+        raise SourceNotReadyError(f"cannot {what}: {_said(error)}; was it dropped or renamed?") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise SourceUnreachableError(f"cannot {what}: {_said(error)}") from error
+    except psycopg.Error as error:
+        raise TerminalError(f"cannot {what}: {_said(error)}") from error
+
+
+def _parse(dsn: SecretStr, name: str) -> dict[str, Any]:
+    try:
+        return dict(conninfo.conninfo_to_dict(dsn.get_secret_value()))
+    except psycopg.ProgrammingError:
+        # The driver's message repeats the text, which may hold a password.
+        raise SourceNotReadyError(
+            f"cannot read the connection string of source {name!r}; "
+            "expected e.g. postgresql://user:password@host:5432/database in sources.*.dsn"
+        ) from None
+
+
+def _refused(
+    error: psycopg.OperationalError, parts: dict[str, Any], name: str
+) -> SourceUnreachableError | SourceNotReadyError:
+    said = _said(error)
+    password = str(parts.get("password") or "")
+    if password:
+        said = said.replace(password, "********")
+    if isinstance(error, _TERMINAL_LOGIN) or any(word in said for word in _TERMINAL_WORDS):
+        return SourceNotReadyError(
+            f"cannot connect source {name!r} as user {parts.get('user', '')!r} to database "
+            f"{parts.get('dbname', '')!r}: {said}; mend sources.{name}.dsn"
+        )
+    return SourceUnreachableError(f"cannot reach the database of source {name!r}: {said}; is it running?")
+
+
+def _said(error: psycopg.Error) -> str:
+    # The primary line has names only; DETAIL lines can hold row data and are left out.
+    text = error.diag.message_primary or str(error)
+    return " ".join(text.split())

@@ -1,0 +1,245 @@
+"""What keeps a PostgreSQL database from being captured: everything at once, each with its mend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from deltaworks.capture.postgres.catalog import (
+    AnyConnection,
+    CatalogRow,
+    Published,
+    TableFacts,
+    find_published,
+    find_tables,
+    query,
+    quoted,
+)
+from deltaworks.capture.source import Finding
+from deltaworks.schema import TableName
+
+OLDEST_VERSION = 140000
+"""pgoutput passes messages, which our marks are, from PostgreSQL 14 on."""
+
+_KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a source is configured to use."""
+
+    source: str
+    tables: Sequence[TableName]
+    publication: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What is on the server, of what is wanted."""
+
+    server: CatalogRow
+    tables: Mapping[TableName, TableFacts]
+    published: Mapping[TableName, Published]
+    publication: CatalogRow | None
+    slot: CatalogRow | None
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether our role may publish these tables: it needs to own them."""
+        return bool(self.server["is_superuser"]) or all(table.is_owner for table in self.tables.values())
+
+
+def inspect(connection: AnyConnection, wanted: Wanted) -> State:
+    """Ask the server for all of it."""
+    return State(
+        server=query(connection, "server")[0],
+        tables=find_tables(connection, wanted.tables),
+        published=find_published(connection, wanted.publication),
+        publication=next(iter(query(connection, "publication", publication=wanted.publication)), None),
+        slot=next(iter(query(connection, "slot", slot=wanted.slot)), None),
+    )
+
+
+def findings(state: State, wanted: Wanted, connection: AnyConnection) -> list[Finding]:
+    """Everything that is missing. The connection only quotes names."""
+    found = [*_of_server(state, connection), *_of_slot(state, wanted, connection)]
+    for name in wanted.tables:
+        found += _of_table(name, state, wanted, connection)
+    return found + _of_publication(state, wanted, connection)
+
+
+def create_publication(wanted: Wanted, *, version: int) -> sql.Composed:
+    """The statement that publishes the tables."""
+    # Stored generated columns can be sent from 18 on; before, they are left out of log and dump alike.
+    generated = sql.SQL(", publish_generated_columns = stored" if version >= 180000 else "")
+    return sql.SQL("create publication {} for table {} with (publish_via_partition_root = true{})").format(
+        sql.Identifier(wanted.publication), sql.SQL(", ").join(map(quoted, wanted.tables)), generated
+    )
+
+
+def extend_publication(wanted: Wanted, missing: Sequence[TableName]) -> sql.Composed:
+    """The statement that adds tables to the publication."""
+    return sql.SQL("alter publication {} add table {}").format(
+        sql.Identifier(wanted.publication), sql.SQL(", ").join(map(quoted, missing))
+    )
+
+
+def unpublished(state: State, wanted: Wanted) -> list[TableName]:
+    """Tables that exist and are not in the publication."""
+    return [name for name in wanted.tables if name in state.tables and name not in state.published]
+
+
+def _of_server(state: State, connection: AnyConnection) -> list[Finding]:
+    server = state.server
+    found = []
+    if server["version"] < OLDEST_VERSION:
+        found.append(
+            Finding(
+                what=f"the server is version {server['version'] // 10000}", mend="-- move to PostgreSQL 14 or newer"
+            )
+        )
+    if server["wal_level"] != "logical":
+        found.append(
+            Finding(
+                what=f"wal_level is {server['wal_level']!r}, not 'logical'",
+                mend="alter system set wal_level = 'logical'; -- then restart the server",
+            )
+        )
+    if not server["may_replicate"]:
+        role = sql.Identifier(server["role"])
+        found.append(
+            Finding(
+                what=f"role {server['role']!r} may not replicate",
+                mend=_said(sql.SQL("alter role {} replication").format(role), connection),
+            )
+        )
+    return found
+
+
+def _of_slot(state: State, wanted: Wanted, connection: AnyConnection) -> list[Finding]:
+    slot, server = state.slot, state.server
+    if slot is None:
+        if server["used_slots"] < server["max_slots"]:
+            return []
+        return [
+            Finding(
+                what=f"no replication slot is free: all {server['max_slots']} are taken",
+                mend=f"alter system set max_replication_slots = {server['max_slots'] + 4}; "
+                "-- then restart the server, or drop a slot that nobody reads",
+            )
+        ]
+    drop = _said(sql.SQL("select pg_drop_replication_slot({})").format(sql.Literal(wanted.slot)), connection)
+    if slot["plugin"] != "pgoutput":
+        return [Finding(what=f"slot {wanted.slot!r} has the plug-in {slot['plugin']!r}, not 'pgoutput'", mend=drop)]
+    if slot["database"] != server["database"]:
+        return [
+            Finding(
+                what=f"slot {wanted.slot!r} belongs to database {slot['database']!r}",
+                mend=f"-- name another one in sources.{wanted.source}.slot",
+            )
+        ]
+    return []
+
+
+def _of_table(name: TableName, state: State, wanted: Wanted, connection: AnyConnection) -> list[Finding]:
+    table = state.tables.get(name)
+    if table is None:
+        return [Finding(what=f"table {name} does not exist", mend=f"-- take it out of sources.{wanted.source}.tables")]
+    if table.kind in _KINDS:
+        return [Finding(what=f"{name} is {_KINDS[table.kind]}, not a table", mend="-- capture the tables behind it")]
+    found = []
+    if not table.is_logged:
+        found.append(
+            Finding(
+                what=f"table {name} is unlogged or temporary: its changes are not in the WAL",
+                mend=_said(sql.SQL("alter table {} set logged").format(quoted(name)), connection),
+            )
+        )
+    if table.identity == "n":
+        found.append(
+            Finding(
+                what=f"table {name} has replica identity nothing: updates do not say which row",
+                mend=_said(sql.SQL("alter table {} replica identity default").format(quoted(name)), connection),
+            )
+        )
+    elif not table.key:
+        found.append(
+            Finding(
+                what=f"table {name} has no primary key",
+                mend=_said(
+                    sql.SQL("alter table {} add primary key (…); -- name the columns").format(quoted(name)), connection
+                ),
+            )
+        )
+    if not table.may_select:
+        role = sql.Identifier(state.server["role"])
+        found.append(
+            Finding(
+                what=f"role {state.server['role']!r} may not read table {name}",
+                mend=_said(
+                    sql.SQL("grant usage on schema {} to {}; grant select on {} to {}").format(
+                        sql.Identifier(name.namespace), role, quoted(name), role
+                    ),
+                    connection,
+                ),
+            )
+        )
+    return found
+
+
+def _of_publication(state: State, wanted: Wanted, connection: AnyConnection) -> list[Finding]:
+    if state.publication is None:
+        may = (state.server["may_create"] or state.server["is_superuser"]) and state.may_publish
+        create = create_publication(wanted, version=state.server["version"])
+        what = f"publication {wanted.publication!r} does not exist and role {state.server['role']!r} may not create it"
+        return [] if may else [Finding(what=what, mend=_said(create, connection) + "; -- as the tables' owner")]
+    found = []
+    if not state.publication["sends_all"]:
+        everything = sql.SQL("alter publication {} set (publish = 'insert, update, delete, truncate')")
+        found.append(
+            Finding(
+                what=f"publication {wanted.publication!r} leaves out some kinds of change",
+                mend=_said(everything.format(sql.Identifier(wanted.publication)), connection),
+            )
+        )
+    missing = unpublished(state, wanted)
+    if missing and not (state.publication["is_owner"] and state.may_publish):
+        names = ", ".join(map(str, missing))
+        found.append(
+            Finding(
+                what=f"publication {wanted.publication!r} lacks {names} and role {state.server['role']!r} "
+                "may not add tables to it",
+                mend=_said(extend_publication(wanted, missing), connection) + "; -- as the publication's owner",
+            )
+        )
+    for name in wanted.tables:
+        found += _of_published(name, state, wanted)
+    return found
+
+
+def _of_published(name: TableName, state: State, wanted: Wanted) -> list[Finding]:
+    published, table = state.published.get(name), state.tables.get(name)
+    if published is None or table is None:
+        return []
+    found = []
+    if published.is_filtered:
+        found.append(
+            Finding(
+                what=f"publication {wanted.publication!r} filters the rows of {name}: a dump would read others too",
+                mend=f"-- publish {name} without WHERE; filter in an app instead",
+            )
+        )
+    lacking = [column for column in table.key if published.columns is not None and column not in published.columns]
+    if lacking:
+        found.append(
+            Finding(
+                what=f"publication {wanted.publication!r} leaves out key columns of {name}: {', '.join(lacking)}",
+                mend=f"-- publish {name} with its key",
+            )
+        )
+    return found
+
+
+def _said(statement: sql.Composable, connection: AnyConnection) -> str:
+    return statement.as_string(connection)

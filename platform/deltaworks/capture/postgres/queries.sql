@@ -1,0 +1,124 @@
+-- What capture asks the server. Each statement has a name and is asked for by it.
+
+-- name: server
+-- The server and the role, for the preflight.
+select current_setting('server_version_num')::int as version,
+       current_setting('wal_level') as wal_level,
+       current_setting('max_replication_slots')::int as max_slots,
+       (select count(*) from pg_catalog.pg_replication_slots) as used_slots,
+       current_user::text as role,
+       current_database()::text as database,
+       has_database_privilege(current_database(), 'create') as may_create,
+       (select rolsuper from pg_catalog.pg_roles where rolname = current_user) as is_superuser,
+       (select rolreplication or rolsuper from pg_catalog.pg_roles where rolname = current_user)
+         -- Managed servers grant replication by membership instead of the attribute.
+         or exists (select 1 from pg_catalog.pg_roles
+                    where rolname = 'rds_replication' and pg_has_role(current_user, oid, 'member')) as may_replicate
+
+-- name: tables
+-- The asked tables: identity, rights, and the columns of their key in key order.
+select n.nspname::text as namespace,
+       c.relname::text as name,
+       c.oid::bigint as oid,
+       c.relkind::text as kind,
+       c.relpersistence::text as persistence,
+       c.relreplident::text as identity,
+       has_schema_privilege(n.oid, 'usage') as may_enter,
+       has_table_privilege(c.oid, 'select') as may_select,
+       pg_has_role(c.relowner, 'usage') as is_owner,
+       coalesce((
+         select array_agg(a.attname::text order by k.place)
+         from pg_catalog.pg_index i
+         cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, place)
+         join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+         where i.indrelid = c.oid and i.indisvalid and k.place <= i.indnkeyatts
+           and case when c.relreplident = 'i' then i.indisreplident else i.indisprimary end
+       ), '{}') as key
+from unnest(%(namespaces)s::text[], %(names)s::text[]) with ordinality as asked (namespace, name, place)
+join pg_catalog.pg_namespace n on n.nspname = asked.namespace
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = asked.name
+where c.relkind in ('r', 'p', 'v', 'm', 'f')
+order by asked.place
+
+-- name: columns
+-- The columns of tables, in their order. `published` is null where the publication does not name columns.
+select a.attrelid::bigint as oid,
+       a.attname::text as name,
+       a.atttypid::bigint as type_oid,
+       a.atttypmod as modifier,
+       not a.attnotnull as nullable,
+       a.attgenerated::text as generated
+from pg_catalog.pg_attribute a
+where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
+order by a.attrelid, a.attnum
+
+-- name: types
+-- Types with domains replaced by what they stand for, of the column and of the elements of an array.
+with recursive asked as (
+  select t.oid, t.modifier, t.place
+  from unnest(%(oids)s::oid[], %(modifiers)s::int[]) with ordinality as t (oid, modifier, place)
+), resolved as (
+  select a.place, a.oid, a.modifier, false as is_array, 0 as step from asked a
+  union all
+  select r.place,
+         case when t.typtype = 'd' then t.typbasetype else t.typelem end,
+         -- The modifier of a domain is written at the domain; that of an array belongs to its elements.
+         case when t.typtype = 'd' and r.modifier < 0 then t.typtypmod else r.modifier end,
+         r.is_array or t.typtype <> 'd',
+         r.step + 1
+  from resolved r
+  join pg_catalog.pg_type t on t.oid = r.oid
+  where t.typtype = 'd' or (t.typcategory = 'A' and t.typelem <> 0 and t.typlen = -1 and not r.is_array)
+)
+select a.place,
+       pg_catalog.format_type(a.oid, a.modifier) as source_type,
+       case when n.nspname = 'pg_catalog' then t.typname::text end as base,
+       r.modifier,
+       r.is_array,
+       coalesce(t.typdelim::text, ',') as delimiter
+from asked a
+join lateral (select * from resolved r where r.place = a.place order by step desc limit 1) r on true
+left join pg_catalog.pg_type t on t.oid = r.oid
+left join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+order by a.place
+
+-- name: publication
+-- What the publication sends, or no row when there is none.
+select pubinsert and pubupdate and pubdelete and pubtruncate as sends_all,
+       pg_has_role(pubowner, 'usage') as is_owner
+from pg_catalog.pg_publication where pubname = %(publication)s
+
+-- name: published_tables
+-- Tables in the publication, before server version 15.
+select schemaname::text as namespace, tablename::text as name, null::text[] as columns, false as is_filtered
+from pg_catalog.pg_publication_tables where pubname = %(publication)s
+
+-- name: published_columns
+-- Tables in the publication with the columns it sends, from server version 15 on.
+select schemaname::text as namespace, tablename::text as name, attnames::text[] as columns,
+       rowfilter is not null as is_filtered
+from pg_catalog.pg_publication_tables where pubname = %(publication)s
+
+-- name: slot
+-- The slot, or no row when there is none.
+select plugin::text as plugin,
+       database::text as database,
+       active_pid,
+       confirmed_flush_lsn::text as confirmed,
+       wal_status,
+       pg_catalog.pg_current_wal_flush_lsn()::text as flushed
+from pg_catalog.pg_replication_slots where slot_name = %(slot)s
+
+-- name: running
+-- The snapshot of now and since when the oldest transaction of any database runs.
+select pg_catalog.pg_current_snapshot()::text as snapshot,
+       least((select min(xact_start) from pg_catalog.pg_stat_activity
+              where backend_xid is not null and pid <> pg_backend_pid()),
+             (select min(prepared) from pg_catalog.pg_prepared_xacts)) as oldest_began_at,
+       (select count(*) from pg_catalog.pg_stat_activity
+        where backend_xid is not null and pid <> pg_backend_pid() and xact_start is null) as hidden
+
+-- name: estimated_rows
+-- The statistics' row count, -1 where there are none yet; the size tells whether counting is cheap.
+select reltuples::bigint as estimated, pg_catalog.pg_relation_size(oid) as bytes
+from pg_catalog.pg_class where oid = pg_catalog.to_regclass(%(table)s)
