@@ -1,0 +1,196 @@
+"""The reading side: search, look up, and say how fresh the index is. Any number, in any process."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tantivy
+from tantivy import Query
+
+from deltaworks.position import Lsn, Version
+from deltaworks.store.search.layout import FRESHNESS_FILE, SPEC_FILE, FreshnessRecord, key_text, open_index
+from deltaworks.store.search.query import MAX_WORDS, build_query
+from deltaworks.store.search.spec import SearchIndex
+from deltaworks.store.search.words import whole_of, words_of
+
+_MAX_QUERY_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A document of the index; `key` is its key as text."""
+
+    key: str
+    version: Version
+    body: Mapping[str, Any] = field(repr=False)
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The best hits of a query, and how many there are in all.
+
+    `words` are the query's words as the index sees them; `is_close` says that no document had them
+    all as typed, so these are documents with similar words.
+    """
+
+    hits: tuple[Hit, ...] = ()
+    total: int = 0
+    took_s: float = 0.0
+    words: tuple[str, ...] = ()
+    is_close: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """What the index holds: everything committed at or before `position`; `committed_at` is that of
+    its newest change.
+    """
+
+    position: Lsn
+    committed_at: datetime | None
+    flushed_at: datetime
+    document_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """The index as of one commit; replaced as a whole, so a search sees one state."""
+
+    spec: SearchIndex
+    index: tantivy.Index
+    searcher: tantivy.Searcher
+    freshness: Freshness
+    spec_stamp: tuple[int, int]
+    stamp: tuple[int, int]
+
+
+class SearchReader:
+    """Reads the index in a folder; follows the writer's commits. Thread-safe, opens on first use.
+
+    An index that is not there yet is no error: searches find nothing and `freshness` is `None`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+
+    def search(self, text: str, limit: int = 20) -> SearchResult:
+        """The best hits for what somebody typed; any text is a query, none is an error."""
+        started = time.perf_counter()
+        words = tuple(words_of(text[:_MAX_QUERY_CHARS])[:MAX_WORDS])
+        opened = self._current()
+        if opened is None or not words or limit < 1:
+            return SearchResult(words=words, took_s=time.perf_counter() - started)
+        # Typos are looked for only when the words as typed lead nowhere: it is slower, and noise otherwise.
+        for is_close in (False, True):
+            query = build_query(
+                opened.index.schema,
+                words,
+                boosts=tuple(opened.spec.text.values()),
+                whole=whole_of(words),
+                is_close=is_close,
+            )
+            found = opened.searcher.search(query, limit=limit, weight_by_field="popularity")
+            if found.hits:
+                break
+        return SearchResult(
+            hits=tuple(_hit(opened.searcher, address, score) for score, address in found.hits),
+            total=_count(found),
+            took_s=time.perf_counter() - started,
+            words=words,
+            is_close=is_close and bool(found.hits),
+        )
+
+    def documents(self, keys: Sequence[Any]) -> list[Hit]:  # Any: a key is what the app's key column holds
+        """The documents of these keys, in their order; those that are not there are left out."""
+        opened = self._current()
+        if opened is None:
+            return []
+        hits: list[Hit] = []
+        for key in keys:
+            query = Query.term_query(opened.index.schema, "key", key_text(key), index_option="basic")
+            for score, address in opened.searcher.search(query, limit=1, count=False).hits:
+                hit = _hit(opened.searcher, address, score)
+                hits += [hit] if hit.body else []
+        return hits
+
+    def freshness(self) -> Freshness | None:
+        """How fresh the index is; `None` before its first flush."""
+        opened = self._current()
+        return opened.freshness if opened else None
+
+    def spec(self) -> SearchIndex | None:
+        """The declaration that the index was last written with; `None` before its first flush."""
+        opened = self._current()
+        return opened.spec if opened else None
+
+    def _current(self) -> _Opened | None:
+        stamp, spec_stamp = _stamp(self.folder / FRESHNESS_FILE), _stamp(self.folder / SPEC_FILE)
+        opened = self._opened
+        if opened is not None and (opened.stamp, opened.spec_stamp) == (stamp, spec_stamp):
+            return opened
+        with self._lock:
+            if stamp is None or spec_stamp is None:
+                self._opened = None
+            else:
+                self._opened = self._reopened(self._opened, stamp, spec_stamp)
+            return self._opened
+
+    def _reopened(self, known: _Opened | None, stamp: tuple[int, int], spec_stamp: tuple[int, int]) -> _Opened | None:
+        # Read before the reload: the index may then hold more than the record claims, never less.
+        record = FreshnessRecord.load(self.folder)
+        if record is None:
+            return None
+        if known is not None and known.spec_stamp == spec_stamp:
+            spec, index = known.spec, known.index
+            index.reload()
+        else:
+            # The declaration was written anew: other boosts, or another index in the same place.
+            spec = SearchIndex.from_json((self.folder / SPEC_FILE).read_text(encoding="utf-8"))
+            index = open_index(self.folder)
+        searcher = index.searcher()
+        alive = Query.term_query(index.schema, "is_deleted", False)
+        return _Opened(
+            spec=spec,
+            index=index,
+            searcher=searcher,
+            freshness=Freshness(
+                position=record.position,
+                committed_at=record.committed_at,
+                flushed_at=record.flushed_at,
+                document_count=_count(searcher.search(alive, limit=1)),
+            ),
+            stamp=stamp,
+            spec_stamp=spec_stamp,
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _count(found: tantivy.SearchResult) -> int:
+    return int(found.count)  # type: ignore[attr-defined]  # tantivy's stubs leave it out
+
+
+def _hit(searcher: tantivy.Searcher, address: tantivy.DocAddress, score: float) -> Hit:
+    entry = searcher.doc(address)
+    body = entry.get_first("body")
+    return Hit(
+        key=str(entry.get_first("key")),
+        version=Version(Lsn(int(entry.get_first("position") or 0)), int(entry.get_first("ordinal") or 0)),
+        body={} if body is None else json.loads(body),
+        score=float(score),
+    )
