@@ -5,7 +5,7 @@ A *path* is dotted and goes through lists: in `{"cast": [{"name": "Ada"}, {"name
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -116,18 +116,23 @@ class SearchIndex:
         )
 
 
-def values_at(body: Any, path: str) -> Iterator[Any]:  # Any: a document is any JSON-like value
+def values_at(body: Any, path: str) -> list[Any]:  # Any: a document is any JSON-like value
     """Every value at a path, through mappings and lists, in order; nothing where a part is missing or null.
 
-    >>> list(values_at({"cast": [{"name": "Ada"}, {"name": "Bo"}]}, "cast.name"))
+    >>> values_at({"cast": [{"name": "Ada"}, {"name": "Bo"}]}, "cast.name")
     ['Ada', 'Bo']
     """
-    if isinstance(body, (list, tuple)):
-        for item in body:
-            yield from values_at(item, path)
-    elif not path:
-        if body is not None:
-            yield body
-    elif isinstance(body, Mapping):
-        name, _, rest = path.partition(".")
-        yield from values_at(body.get(name), rest)
+    found = [body]
+    for name in path.split("."):
+        found = [item.get(name) for item in _flat(found) if isinstance(item, Mapping)]
+    return _flat(found)
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            flat += _flat(value)
+        elif value is not None:
+            flat.append(value)
+    return flat

@@ -218,7 +218,7 @@ def _check_layout(folder: Path, spec: SearchIndex) -> None:
 
 def _damped(body: Mapping[str, Any] | None, path: str | None) -> float:
     """0 for nothing, 1.5 for a thousand, 3 for a million: the search multiplies a score by log2(2 + this)."""
-    values = values_at(body, path) if path else iter(())
+    values = values_at(body, path) if path else []
     count = next((float(value) for value in values if isinstance(value, (int, float, Decimal))), 0.0)
     return math.log10(1 + count) / 2 if 0 < count < math.inf else 0.0
 
