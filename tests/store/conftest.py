@@ -1,0 +1,118 @@
+"""Lakes, and change logs written by hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from deltaworks import faults
+from deltaworks.change import ChangeBatch, change_schema
+from deltaworks.log.change_log import Group, LogReader
+from deltaworks.log.memory import MemoryLog
+from deltaworks.position import Lsn
+from deltaworks.schema import Column, TableName, TableSchema
+from deltaworks.store.lake import Lake
+
+OpenLake = Callable[..., Lake]
+
+
+@pytest.fixture(scope="session")
+def extension_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.fixture
+def open_lake(tmp_path: Path, extension_folder: Path) -> OpenLake:
+    """Opens the test's own lake; call it again for a second client."""
+
+    def open_(**options: Any) -> Lake:
+        settings = {
+            "catalog": f"sqlite:{tmp_path}/lake/catalog.sqlite",
+            "data": str(tmp_path / "lake" / "data"),
+            "extensions": extension_folder,
+        }
+        return Lake.open(**(settings | options))
+
+    return open_
+
+
+@pytest.fixture
+def lake(open_lake: OpenLake) -> Iterator[Lake]:
+    with closing(open_lake()) as lake:
+        yield lake
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    faults.disarm()
+
+
+class Changes:
+    """A table's changes, one call each, written as whole transactions into a log in memory."""
+
+    epoch_time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __init__(self, table: TableSchema) -> None:
+        self.table = table
+        self.log = MemoryLog()
+        self._writer = self.log.writer()
+
+    @property
+    def reader(self) -> LogReader:
+        return self.log.reader()
+
+    def commit(self, position: int, *changes: dict[str, Any], table: TableSchema | None = None) -> None:
+        """Append one group with one transaction; a change is a row with `_op` and what else differs."""
+        self.commit_all([(position, changes)], table=table)
+
+    def commit_all(
+        self, transactions: Sequence[tuple[int, Sequence[dict[str, Any]]]], *, table: TableSchema | None = None
+    ) -> None:
+        """Append one group with these transactions."""
+        table = table or self.table
+        rows = [
+            self._row(table, position, ordinal, change)
+            for position, changes in transactions
+            for ordinal, change in enumerate(changes)
+        ]
+        batches = (ChangeBatch.from_arrow(pa.RecordBatch.from_pylist(rows, schema=change_schema(table))),)
+        self._writer.append(
+            Group(
+                batches=batches if rows else (),
+                position=Lsn(transactions[-1][0]),
+                previous_position=self._writer.end().position,
+                transaction_count=len(transactions),
+            )
+        )
+
+    def _row(self, table: TableSchema, position: int, ordinal: int, change: dict[str, Any]) -> dict[str, Any]:
+        return dict.fromkeys(change_schema(table).names) | {
+            "_commit": position,
+            "_ordinal": ordinal,
+            "_txid": position,
+            "_committed_at": self.epoch_time + timedelta(seconds=position),
+            **change,
+        }
+
+
+@pytest.fixture
+def film() -> TableSchema:
+    return TableSchema(
+        name=TableName("public", "film"),
+        columns=(
+            Column(name="film_id", type=pa.int32(), source_type="integer", nullable=False),
+            Column(name="title", type=pa.string(), source_type="text"),
+            Column(name="plot", type=pa.string(), source_type="text"),
+        ),
+        key=("film_id",),
+    )
+
+
+@pytest.fixture
+def changes(film: TableSchema) -> Changes:
+    return Changes(film)
