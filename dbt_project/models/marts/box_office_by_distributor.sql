@@ -5,7 +5,8 @@ with companies as (
         title,
         year,
         box_office_usd,
-        unnest(string_split(distributor, ', ')) as company
+        -- 'Gracie Films, Inc.' is one company.
+        unnest(list_distinct(string_split(regexp_replace(distributor, ', (Inc|LLC|Ltd)\b', ' \1', 'g'), ', '))) as company
     from {{ ref('int_film') }}
     where status = 'released' and distributor is not null
 )
