@@ -32,7 +32,9 @@ class Sink(Protocol):
     A late write never brings a deleted document back: a sink keeps the version of what it deleted.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name it was declared with."""
 
     def write(self, documents: Sequence[Document]) -> None:
         """Take documents, at most one per key; a smaller version than the stored one is ignored, an
@@ -52,7 +54,9 @@ class Sink(Protocol):
 class SinkSpec(Protocol):
     """A sink as an app declares it, e.g. `SearchIndex("movies", …)`: names and options, no connections."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name of what it writes to; unlike that of another sink of its kind in the app."""
 
     def open(self, *, app: str, key: str, config: Config) -> Sink:
         """Connect. `app` and `key` are the app's name and its key column.
