@@ -1,0 +1,300 @@
+"""Shapes: what a declared Python type means to Arrow, to the app's state and to a document.
+
+An app declares the columns it reads as a `TypedDict` or a dataclass, and the documents it makes
+the same way. One table says what each declared type stands for:
+
+| declared      | reads columns of           | is written as        | kept in the state as |
+|---------------|----------------------------|----------------------|----------------------|
+| `int`         | any integer                | int64                | integer              |
+| `float`       | floats, numerics           | float64              | real                 |
+| `str`         | text, enums                | string               | text                 |
+| `bool`        | boolean                    | bool                 | integer              |
+| `Decimal`     | numerics                   | decimal128(38, 9)    | text                 |
+| `date`        | date                       | date32               | ISO text             |
+| `datetime`    | timestamps                 | timestamp(us, UTC)   | ISO text             |
+| `bytes`       | binary                     | binary               | hexadecimal text     |
+| `list[T]`     | lists of what T reads      | list                 | JSON text            |
+| `TypedDict`   | structs                    | struct               | JSON text            |
+
+`T | None` stands for a column that may be null.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, Literal, Union
+
+import pyarrow as pa
+
+from deltaworks.errors import TerminalError
+
+Decode = Callable[[Any], Any]
+"""From what the state keeps to the declared type; never called with None."""
+
+_TO_ARROW: Mapping[Any, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    Decimal: pa.decimal128(38, 9),
+    date: pa.date32(),
+    datetime: pa.timestamp("us", "UTC"),
+    bytes: pa.binary(),
+}
+_IS_READ_FROM: Mapping[Any, Callable[[pa.DataType], bool]] = {
+    int: pa.types.is_integer,
+    float: lambda type_: pa.types.is_floating(type_) or pa.types.is_decimal(type_),
+    str: lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
+    bool: pa.types.is_boolean,
+    Decimal: pa.types.is_decimal,
+    date: pa.types.is_date,
+    datetime: pa.types.is_timestamp,
+    bytes: lambda type_: pa.types.is_binary(type_) or pa.types.is_large_binary(type_),
+}
+
+
+class ShapeError(TerminalError):
+    """A declared type has no meaning here; the message lists those that do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One declared column: its name, its type without None, and whether None is allowed."""
+
+    name: str
+    type: Any  # Any: a declared type may be a class, a generic alias or a Literal
+    nullable: bool
+
+    def __str__(self) -> str:
+        return show(self.type) + (" | None" if self.nullable else "")
+
+
+def fields_of(declared: type) -> tuple[Field, ...]:
+    """The fields of a `TypedDict` or dataclass, in their order.
+
+    Raises:
+        ShapeError: it is neither, or a field's type has no meaning here.
+    """
+    if not is_record(declared):
+        raise ShapeError(f"cannot read columns from {declared!r}; declare a TypedDict or a dataclass")
+    fields = tuple(_field(name, hint) for name, hint in typing.get_type_hints(declared).items())
+    for field in fields:
+        arrow_type(field.type, where=f"{declared.__name__}.{field.name}")
+    return fields
+
+
+def is_record(declared: Any) -> bool:  # Any: any declared type may be asked
+    """Whether this is a `TypedDict` or a dataclass."""
+    return typing.is_typeddict(declared) or (isinstance(declared, type) and dataclasses.is_dataclass(declared))
+
+
+def builder(declared: type) -> Callable[..., Any]:
+    """What makes one record of the declared type from its values, in the order of its fields."""
+    names = tuple(typing.get_type_hints(declared))
+    if typing.is_typeddict(declared):
+        return lambda *values: dict(zip(names, values, strict=True))
+    return lambda *values: declared(**dict(zip(names, values, strict=True)))
+
+
+def show(declared: Any) -> str:  # Any: any declared type may be shown
+    """The type as its author wrote it, near enough for an error message."""
+    return declared.__name__ if isinstance(declared, type) and not _is_list(declared) else str(declared)
+
+
+def arrow_type(declared: Any, *, where: str) -> pa.DataType:  # Any: any declared type may be asked
+    """The Arrow type that values of the declared type are written as; `where` names it in errors.
+
+    Raises:
+        ShapeError: the type has no meaning here.
+    """
+    if isinstance(declared, pa.DataType):
+        return declared
+    inner = _field("", declared).type
+    if inner in _TO_ARROW:
+        return _TO_ARROW[inner]
+    if _is_literal(inner):
+        return arrow_type(type(typing.get_args(inner)[0]), where=where)
+    if _is_list(inner):
+        return pa.list_(arrow_type(typing.get_args(inner)[0], where=where))
+    if is_record(inner):
+        return pa.struct([pa.field(field.name, arrow_type(field.type, where=where)) for field in fields_of(inner)])
+    known = ", ".join(type_.__name__ for type_ in _TO_ARROW)
+    raise ShapeError(f"{where}: no column is read or written as {show(declared)}; use {known}, a list or a TypedDict")
+
+
+def reads(declared: Any, column: pa.DataType) -> bool:  # Any: any declared type may be asked
+    """Whether a column of that Arrow type can be read as the declared type."""
+    inner = _field("", declared).type
+    if _is_literal(inner):
+        inner = type(typing.get_args(inner)[0])
+    if inner in _IS_READ_FROM:
+        return bool(_IS_READ_FROM[inner](column))
+    if _is_list(inner):
+        return (pa.types.is_list(column) or pa.types.is_large_list(column)) and reads(
+            typing.get_args(inner)[0], column.value_type
+        )
+    return (
+        is_record(inner)
+        and pa.types.is_struct(column)
+        and all(
+            column.get_field_index(field.name) >= 0 and reads(field.type, column.field(field.name).type)
+            for field in fields_of(inner)
+        )
+    )
+
+
+def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the state's values are int, float, str, bytes
+    """A column as the state keeps it: values that SQLite holds as they are, so that equal means unchanged."""
+    inner = _field("", declared).type
+    if inner is float:
+        return [_plain_float(value) for value in column.cast(pa.float64()).to_pylist()]
+    if inner in (Decimal, date, datetime):
+        # Arrow writes ISO texts for whole columns at once, which is ten times as fast as Python's own.
+        return list(column.cast(pa.string()).to_pylist())
+    if inner is bytes:
+        return [None if value is None else value.hex() for value in column.to_pylist()]
+    if _is_list(inner) or is_record(inner):
+        return [None if value is None else json.dumps(value, default=_plain) for value in column.to_pylist()]
+    return list(column.to_pylist())
+
+
+def decoder(declared: Any) -> Decode | None:  # Any: any declared type may be asked
+    """What turns the state's value into the declared type; `None` where they are the same."""
+    inner = _field("", declared).type
+    if _is_list(inner) or is_record(inner):
+        item = _json_decoder(inner)
+        return lambda text: item(json.loads(text))
+    # A NaN is kept as text, because SQLite stores it as NULL.
+    simple: Mapping[Any, Decode] = {
+        float: float,
+        bool: bool,
+        Decimal: Decimal,
+        date: date.fromisoformat,
+        datetime: datetime.fromisoformat,
+        bytes: bytes.fromhex,
+    }
+    return simple.get(inner)
+
+
+def checker(declared: Any, *, where: str = "") -> Callable[[Any], str | None]:
+    """What looks for the first place where a value is not of the declared type.
+
+    Numbers are strict, but an int may stand for a float. The answer names the place and the two
+    types, never the value.
+
+    >>> checker(list[int])([1, "2"])
+    '[1]: expected int, got str'
+    """
+    field = _field(where, declared)
+    inner = _inner_checker(field.type, where)
+    if not field.nullable:
+        return inner
+    return lambda value: None if value is None else inner(value)
+
+
+def _inner_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
+    if _is_literal(declared):
+        allowed = typing.get_args(declared)
+        return lambda value: None if value in allowed else f"{where}: expected one of {allowed!r}"
+    if _is_list(declared):
+        return _list_checker(declared, where)
+    if is_record(declared):
+        return _record_checker(declared, where)
+    if not isinstance(declared, type):
+        return lambda value: None  # noqa: ARG005 - `Any` and the like take whatever comes.
+    wanted = (float, int) if declared is float else declared
+
+    def fault(value: Any) -> str | None:
+        # A bool is an int to Python, but not to a column; a datetime is a date likewise.
+        right = isinstance(value, wanted) and not (isinstance(value, bool) and declared is not bool)
+        if right and not (declared is date and isinstance(value, datetime)):
+            return None
+        return f"{where}: expected {show(declared)}, got {type(value).__name__}"
+
+    return fault
+
+
+def _list_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
+    item_fault = checker(typing.get_args(declared)[0])
+
+    def fault(value: Any) -> str | None:
+        if not isinstance(value, list | tuple):
+            return f"{where}: expected a list, got {type(value).__name__}"
+        for index, item in enumerate(value):
+            if (found := item_fault(item)) is not None:
+                return f"{where}[{index}]{found}"
+        return None
+
+    return fault
+
+
+def _record_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
+    prefix = f"{where}." if where else "."
+    checks = {name: checker(hint, where=prefix + name) for name, hint in typing.get_type_hints(declared).items()}
+    is_dict = typing.is_typeddict(declared)
+
+    def fault(value: Any) -> str | None:
+        if not isinstance(value, Mapping if is_dict else declared):
+            return f"{where}: expected {show(declared)}, got {type(value).__name__}"
+        given = value if is_dict else vars(value) if hasattr(value, "__dict__") else _slots(value, checks)
+        if given.keys() != checks.keys():
+            missing, extra = sorted(checks.keys() - given.keys()), sorted(map(str, given.keys() - checks.keys()))
+            return f"{where or show(declared)}: missing {missing}, not declared {extra}"
+        for name, check in checks.items():
+            if (found := check(given[name])) is not None:
+                return found
+        return None
+
+    return fault
+
+
+def to_mapping(value: Any) -> Mapping[str, Any]:  # Any: a document may be a dict or a dataclass
+    """A document as a mapping: a dataclass becomes a dict, with those inside it."""
+    return value if isinstance(value, Mapping) else dataclasses.asdict(value)
+
+
+def _slots(value: Any, names: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _field(name: str, hint: Any) -> Field:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        nullable = len(arms) < len(typing.get_args(hint))
+        return Field(name=name, type=arms[0] if len(arms) == 1 else hint, nullable=nullable)
+    return Field(name=name, type=hint, nullable=False)
+
+
+def _is_list(declared: Any) -> bool:
+    return typing.get_origin(declared) is list
+
+
+def _is_literal(declared: Any) -> bool:
+    return typing.get_origin(declared) is Literal
+
+
+def _plain_float(value: float | None) -> float | str | None:
+    return "nan" if value is not None and math.isnan(value) else value
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _json_decoder(declared: Any) -> Decode:
+    field = _field("", declared)
+    if _is_list(field.type):
+        item = _json_decoder(typing.get_args(field.type)[0])
+        return lambda values: None if values is None else [item(value) for value in values]
+    if is_record(field.type):
+        build = builder(field.type)
+        parts = [(part.name, _json_decoder(part.type)) for part in fields_of(field.type)]
+        return lambda given: None if given is None else build(*(part(given[name]) for name, part in parts))
+    decode = decoder(field.type) or (lambda value: value)
+    return lambda value: None if value is None else decode(value)
