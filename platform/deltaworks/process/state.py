@@ -1,0 +1,584 @@
+"""An app's state and checkpoint: one SQLite file, so that both are one atomic write.
+
+| table         | holds                                                                             |
+|---------------|-----------------------------------------------------------------------------------|
+| `row_<table>` | the declared columns of every row, by its key, with the entity it belongs to      |
+| `entity`      | every key ever touched: version of its newest change, and where it stands         |
+| `used`        | which entities an enrichment looked an id up for                                  |
+| `turn`        | changes of watched columns that a step has not been told of yet                   |
+| `checkpoint`  | the last group of the log that is folded into the rows                            |
+
+A cycle of the runner is two transactions:
+
+    fold    rows, touched keys and checkpoint: synced to disk before anything built on them may leave
+    settle  keys that the sinks have made durable: not synced, because losing it only repeats them
+
+So a document that left is never newer than the state, and a restart can only repeat a document, never
+write an older one.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from deltaworks.position import START, Lsn, Version
+from deltaworks.process.app import App
+from deltaworks.process.fold import At, Fold, Key, Row, Turn
+from deltaworks.process.shape import Decode, builder, decoder
+from deltaworks.process.source import Table
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FORMAT = 1
+
+
+class Standing(IntEnum):
+    """Where an entity stands; kept in the state, so a restart goes on from it.
+
+    | from          | to    | when                                                     |
+    |---------------|-------|----------------------------------------------------------|
+    | any but HELD  | DIRTY | a change touched it                                      |
+    | DIRTY, HELD   | CLEAN | its document is durable in every sink                    |
+    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try` |
+    | DIRTY, HELD   | DEAD  | a step failed for good: until its next change or a retry |
+    """
+
+    CLEAN = 0
+    DIRTY = 1
+    HELD = 2
+    DEAD = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The last folded group of the log, the changes folded so far and the source's position there.
+
+    `reached` is the position that the sinks were last told of.
+    """
+
+    sequence: int = -1
+    offset: int = 0
+    position: Lsn = START
+    reached: Lsn = START
+
+
+class Waiting(NamedTuple):
+    """An entity to process: its newest change and how often it has failed."""
+
+    key: Key
+    version: Version
+    committed_at: datetime
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An entity's rows out of the state; `after` is `None` where its row is gone."""
+
+    after: Any
+    related: Mapping[str, Sequence[Any]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An entity that failed for good, or one that waits: the step, why, and how often it was tried."""
+
+    key: Key
+    version: Version
+    step: str
+    error: str
+    attempts: int
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setback:
+    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead."""
+
+    key: Key
+    step: str
+    error: str
+    attempts: int
+    next_try: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingTurn:
+    """A turn that its step has not taken yet."""
+
+    id: int
+    step: str
+    entity: Key
+    column: str
+    before: Any
+    after: Any
+    version: Version
+    committed_at: datetime
+    attempts: int
+    next_try: float
+    is_dead: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    table: Table[Any]
+    build: Any
+    decoders: tuple[tuple[int, Decode], ...]
+
+    def read(self, values: Sequence[Any]) -> Any:
+        row = list(values)
+        for index, decode in self.decoders:
+            if row[index] is not None:
+                row[index] = decode(row[index])
+        return self.build(*row)
+
+
+class State:
+    """The state of one app. One instance serves one thread at a time; the runner's lock keeps others out."""
+
+    def __init__(self, connection: sqlite3.Connection, app: App) -> None:
+        self._connection = connection
+        self._app = app
+        self._readers = {table.name.short: _reader(table) for table in (app.entity, *app.related)}
+        self._put = {name: _put_statement(reader.table) for name, reader in self._readers.items()}
+
+    @classmethod
+    def open(cls, file: Path, app: App) -> Self:
+        """Open or create the state; one that was made for other tables, keys or columns starts empty.
+
+        An emptied state makes the app read the log from its start, so every column is there again.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+        connection.execute("pragma cache_size = -65536")
+        state = cls(connection, app)
+        state._create()
+        return state
+
+    def close(self) -> None:
+        """Close the file; an open transaction is rolled back."""
+        self._connection.close()
+
+    # The checkpoint
+
+    def checkpoint(self) -> Checkpoint:
+        """How far the log is folded."""
+        row = self._connection.execute("select sequence, offset, position, reached from checkpoint").fetchone()
+        if row is None:
+            return Checkpoint()
+        return Checkpoint(sequence=row[0], offset=row[1], position=Lsn(row[2]), reached=Lsn(row[3]))
+
+    @contextmanager
+    def folding(self) -> Iterator[None]:
+        """A transaction that is on disk when the block ends, or was never there if it raises."""
+        with self._transaction("full"):
+            yield
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """A transaction that survives the process, but perhaps not the machine: it may be done again."""
+        with self._transaction("normal"):
+            yield
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Say how far the log is folded; inside `folding`."""
+        self._connection.execute(
+            "insert or replace into checkpoint (id, sequence, offset, position, reached) values (0, ?, ?, ?, ?)",
+            (checkpoint.sequence, checkpoint.offset, checkpoint.position.value, checkpoint.reached.value),
+        )
+
+    def save_reached(self, position: Lsn) -> None:
+        """Say which position the sinks were told of; inside `settling`."""
+        self._connection.execute("update checkpoint set reached = ?", (position.value,))
+
+    # Folding
+
+    def stored_rows(self, table: Table[Any], keys: Iterable[Key]) -> dict[Key, Row]:
+        """The rows of these keys, those that are there."""
+        rows = self._connection.execute(
+            f"select r.* from json_each(?) k cross join {_table(table)} r on r._key = k.value",
+            (json.dumps(list(keys)),),
+        )
+        return {row[0]: row[1:] for row in rows}
+
+    def apply(self, table: Table[Any], fold: Fold) -> dict[Key, At]:
+        """Store what a fold came to, and give the entities it touched; inside `folding`."""
+        name = _table(table)
+        touched = fold.touched
+        if fold.emptied_at is not None:
+            for (entity,) in self._connection.execute(f"select distinct _entity from {name}"):
+                fold.touch(entity, fold.emptied_at)
+            self._connection.execute(f"delete from {name}")
+        gone = [(key,) for key, row in fold.puts.items() if row is None]
+        self._connection.executemany(f"delete from {name} where _key = ?", gone)
+        puts = ((key, *row) for key, row in fold.puts.items() if row is not None)
+        self._connection.executemany(self._put[table.name.short], puts)
+        self._save_turns(fold.turns)
+        return touched
+
+    def users(self, table: Table[Any], fold: Fold) -> dict[Key, At]:
+        """The entities that used the touched ids of a looked-up table, each at the newest change."""
+        touched = Fold()
+        for step in self._app.enrichments:
+            if step.lookup is not table:
+                continue
+            if fold.emptied_at is not None:
+                found = self._connection.execute("select distinct entity from used where enrichment = ?", (step.into,))
+                for (entity,) in found:
+                    touched.touch(entity, fold.emptied_at)
+            found = self._connection.execute(
+                "select u.id, u.entity from json_each(?) k cross join used u on u.enrichment = ? and u.id = k.value",
+                (json.dumps(list(fold.touched)), step.into),
+            )
+            for id_, entity in found:
+                touched.touch(entity, fold.touched[id_])
+        return touched.touched
+
+    def mark(self, touched: Mapping[Key, At]) -> None:
+        """Make these entities dirty, at the newest of their changes; inside `folding`."""
+        self._connection.executemany(
+            """
+            insert into entity (_key, position, ordinal, committed_at, standing) values (?, ?, ?, ?, 1)
+            on conflict (_key) do update set
+              position = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.position, position),
+              ordinal = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.ordinal, ordinal),
+              committed_at = iif(
+                (excluded.position, excluded.ordinal) > (position, ordinal), excluded.committed_at, committed_at),
+              attempts = iif(standing = 2, attempts, 0),
+              standing = iif(standing = 2, 2, 1)
+            """,
+            ((key, at.position, at.ordinal, at.committed_at) for key, at in touched.items()),
+        )
+
+    # Processing
+
+    def due(self, *, now: float, limit: int) -> list[Waiting]:
+        """Entities to process now: the dirty ones by age, then the held ones whose time has come."""
+        columns = "_key, position, ordinal, committed_at, attempts"
+        dirty = self._connection.execute(
+            f"select {columns} from entity where standing = 1 order by position, ordinal limit ?", (limit,)
+        ).fetchall()
+        held = self._connection.execute(
+            f"select {columns} from entity where standing = 2 and next_try <= ? order by next_try limit ?", (now, limit)
+        ).fetchall()
+        return [
+            Waiting(key, Version(Lsn(position), ordinal), _moment(committed_at), attempts)
+            for key, position, ordinal, committed_at, attempts in [*dirty, *held]
+        ]
+
+    def next_try(self) -> float | None:
+        """When the next held key or turn is due, in seconds since 1970; `None` without any."""
+        (at,) = self._connection.execute(
+            """
+            select min(next_try) from (
+              select min(next_try) as next_try from entity where standing = 2
+              union all select min(next_try) from turn where not is_dead)
+            """
+        ).fetchone()
+        return None if at is None else float(at)
+
+    def hasten(self) -> None:
+        """Make every held key and turn due now."""
+        with self.settling():
+            self._connection.execute("update entity set next_try = 0 where standing = 2")
+            self._connection.execute("update turn set next_try = 0 where not is_dead")
+
+    def load(self, keys: Sequence[Key]) -> dict[Key, Loaded]:
+        """These entities with all their related rows, in the order of the rows' keys."""
+        listing = json.dumps(keys)
+        entity = self._readers[self._app.entity.name.short]
+        after = {key: rows[0] for key, rows in self._grouped(entity, listing).items()}
+        related = {
+            name: self._grouped(reader, listing) for name, reader in self._readers.items() if reader is not entity
+        }
+        return {
+            key: Loaded(after=after.get(key), related={name: rows.get(key, []) for name, rows in related.items()})
+            for key in keys
+        }
+
+    def settle(self, done: Iterable[Key], setbacks: Iterable[Setback]) -> None:
+        """Say where processed keys stand now; inside `settling`, after every sink has flushed."""
+        self._connection.executemany(
+            "update entity set standing = 0, attempts = 0, next_try = 0, step = null, error = null where _key = ?",
+            ((key,) for key in done),
+        )
+        self._connection.executemany(
+            "update entity set standing = ?, attempts = ?, next_try = ?, step = ?, error = ? where _key = ?",
+            (
+                (
+                    Standing.DEAD if setback.next_try is None else Standing.HELD,
+                    setback.attempts,
+                    setback.next_try or 0,
+                    setback.step,
+                    setback.error,
+                    setback.key,
+                )
+                for setback in setbacks
+            ),
+        )
+
+    def save_used(self, name: str, used: Mapping[Key, frozenset[Key]]) -> None:
+        """Remember which ids the enrichment looked up for these entities, in place of what they used before."""
+        known: dict[Key, set[Key]] = {key: set() for key in used}
+        for entity, id_ in self._connection.execute(
+            "select u.entity, u.id from json_each(?) k cross join used u on u.enrichment = ? and u.entity = k.value",
+            (json.dumps(list(used)), name),
+        ):
+            known[entity].add(id_)
+        self._connection.executemany(
+            "delete from used where enrichment = ? and id = ? and entity = ?",
+            [(name, id_, key) for key, ids in used.items() for id_ in known[key] - ids],
+        )
+        self._connection.executemany(
+            "insert into used (enrichment, id, entity) values (?, ?, ?)",
+            [(name, id_, key) for key, ids in used.items() for id_ in ids - known[key]],
+        )
+
+    def counts(self) -> dict[Standing, int]:
+        """How many entities are dirty, held or dead; a clean one needs no one's attention."""
+        rows = self._connection.execute("select standing, count(*) from entity where standing <> 0 group by standing")
+        found = {Standing(standing): count for standing, count in rows}
+        return {standing: found.get(standing, 0) for standing in (Standing.DIRTY, Standing.HELD, Standing.DEAD)}
+
+    def letters(self, standing: Standing, *, limit: int) -> list[DeadLetter]:
+        """Entities of that standing, the oldest change first."""
+        rows = self._connection.execute(
+            """
+            select _key, position, ordinal, step, error, attempts from entity
+            where standing = ? order by position, ordinal limit ?
+            """,
+            (standing, limit),
+        )
+        return [
+            DeadLetter(
+                key=key,
+                version=Version(Lsn(position), ordinal),
+                step=step or "",
+                error=error or "",
+                attempts=attempts,
+                standing=standing,
+            )
+            for key, position, ordinal, step, error, attempts in rows
+        ]
+
+    def retry(self, *, among: Sequence[Standing], keys: Sequence[Key] | None) -> int:
+        """Make entities of these standings dirty again, all of them or those of `keys`; how many."""
+        chosen = "" if keys is None else "and _key in (select value from json_each(:keys))"
+        cursor = self._connection.execute(
+            f"""
+            update entity set standing = 1, attempts = 0, next_try = 0
+            where standing in (select value from json_each(:among)) {chosen}
+            """,
+            {"among": json.dumps([int(standing) for standing in among]), "keys": json.dumps(keys)},
+        )
+        return cursor.rowcount
+
+    # Turns
+
+    def turns(self, *, limit: int) -> list[WaitingTurn]:
+        """Turns not taken yet in the order they happened, the held and the dead ones too."""
+        reader = self._readers[self._app.entity.name.short]
+        rows = self._connection.execute(
+            """
+            select id, step, entity, column, before, row, position, ordinal, committed_at, attempts, next_try, is_dead
+            from turn order by id limit ?
+            """,
+            (limit,),
+        )
+        decode = {item.name: decoder(item.type) for item in self._app.entity.fields}
+        return [
+            WaitingTurn(
+                id=id_,
+                step=step,
+                entity=entity,
+                column=column,
+                before=_decoded(decode[column], json.loads(before)),
+                after=reader.read(json.loads(row)[1:]),
+                version=Version(Lsn(position), ordinal),
+                committed_at=_moment(committed_at),
+                attempts=attempts,
+                next_try=next_try,
+                is_dead=bool(is_dead),
+            )
+            for (
+                id_,
+                step,
+                entity,
+                column,
+                before,
+                row,
+                position,
+                ordinal,
+                committed_at,
+                attempts,
+                next_try,
+                is_dead,
+            ) in rows
+        ]
+
+    def take_turns(self, ids: Iterable[int]) -> None:
+        """Forget turns that their steps have taken."""
+        self._connection.executemany("delete from turn where id = ?", ((id_,) for id_ in ids))
+
+    def hold_turn(self, id_: int, *, attempts: int, next_try: float | None, error: str) -> None:
+        """Keep a turn whose step failed: until `next_try`, or for good."""
+        self._connection.execute(
+            "update turn set attempts = ?, next_try = ?, is_dead = ?, error = ? where id = ?",
+            (attempts, next_try or 0, next_try is None, error, id_),
+        )
+
+    def retry_turns(self) -> int:
+        """Let dead turns be tried again; how many."""
+        return self._connection.execute(
+            "update turn set is_dead = 0, attempts = 0, next_try = 0 where is_dead"
+        ).rowcount
+
+    def dead_turns(self) -> int:
+        """How many turns failed for good."""
+        (count,) = self._connection.execute("select count(*) from turn where is_dead").fetchone()
+        return int(count)
+
+    def _save_turns(self, turns: Sequence[Turn]) -> None:
+        self._connection.executemany(
+            """
+            insert into turn (step, entity, column, before, row, position, ordinal, committed_at)
+            values (?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            [
+                (
+                    step.name,
+                    turn.entity,
+                    turn.column,
+                    json.dumps(turn.before),
+                    json.dumps(turn.row),
+                    turn.at.position,
+                    turn.at.ordinal,
+                    turn.at.committed_at,
+                )
+                for turn in turns
+                for step in self._app.reactions
+                if step.column == turn.column and self._is_wanted(step.to, turn)
+            ],
+        )
+
+    def _is_wanted(self, to: Any, turn: Turn) -> bool:
+        if repr(to) == "ANY":
+            return True
+        index = [item.name for item in self._app.entity.fields].index(turn.column)
+        return bool(_decoded(decoder(self._app.entity.fields[index].type), turn.row[index + 1]) == to)
+
+    def _grouped(self, reader: _Reader, listing: str) -> dict[Key, list[Any]]:
+        grouped: dict[Key, list[Any]] = {}
+        for _, entity, *values in self._connection.execute(
+            f"select r.* from json_each(?) k cross join {_table(reader.table)} r on r._entity = k.value "
+            "order by r._entity, r._key",
+            (listing,),
+        ):
+            grouped.setdefault(entity, []).append(reader.read(values))
+        return grouped
+
+    @contextmanager
+    def _transaction(self, synchronous: str) -> Iterator[None]:
+        # A sync mode can only be changed between transactions.
+        self._connection.execute(f"pragma synchronous = {synchronous}")
+        self._connection.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("rollback")
+            raise
+        self._connection.execute("commit")
+
+    def _create(self) -> None:
+        with self.folding():
+            self._connection.execute("create table if not exists made_for (fingerprint text)")
+            row = self._connection.execute("select fingerprint from made_for").fetchone()
+            fingerprint = _fingerprint(self._app)
+            if row is not None and row[0] == fingerprint:
+                return
+            tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
+            for (name,) in tables:
+                self._connection.execute(f"drop table {_quoted(name)}")
+            for statement in [*_STATEMENTS, *(s for r in self._readers.values() for s in _row_statements(r.table))]:
+                self._connection.execute(statement)
+            self._connection.execute("insert into made_for values (?)", (fingerprint,))
+
+
+_STATEMENTS = (
+    "create table made_for (fingerprint text)",
+    """
+    create table checkpoint (
+      id integer primary key, sequence int not null, offset int not null, position int not null,
+      reached int not null default 0)
+    """,
+    """
+    create table entity (
+      _key primary key, position int not null, ordinal int not null, committed_at int not null, standing int not null,
+      attempts int not null default 0, next_try real not null default 0, step text, error text) without rowid
+    """,
+    "create index entity_dirty on entity (position, ordinal) where standing = 1",
+    "create index entity_held on entity (next_try) where standing = 2",
+    "create index entity_not_clean on entity (standing) where standing <> 0",
+    "create table used (enrichment text, id, entity, primary key (enrichment, id, entity)) without rowid",
+    "create index used_by_entity on used (enrichment, entity)",
+    """
+    create table turn (
+      id integer primary key, step text not null, entity not null, column text not null, before text not null,
+      row text not null, position int not null, ordinal int not null, committed_at int not null,
+      attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text)
+    """,
+)
+
+
+def _row_statements(table: Table[Any]) -> tuple[str, str]:
+    columns = "".join(f", {_quoted(item.name)}" for item in table.fields)
+    index = _quoted(f"row_{table.name.short}_by_entity")
+    # Columns without a type keep what they are given, so a text of digits stays a text.
+    return (
+        f"create table {_table(table)} (_key primary key, _entity{columns}) without rowid",
+        f"create index {index} on {_table(table)} (_entity)",
+    )
+
+
+def _put_statement(table: Table[Any]) -> str:
+    return f"insert or replace into {_table(table)} values ({', '.join('?' * (len(table.fields) + 2))})"
+
+
+def _reader(table: Table[Any]) -> _Reader:
+    decoders = [(index, decoder(item.type)) for index, item in enumerate(table.fields)]
+    return _Reader(
+        table=table,
+        build=builder(table.schema) if table.schema is not None else tuple,
+        decoders=tuple((index, decode) for index, decode in decoders if decode is not None),
+    )
+
+
+def _fingerprint(app: App) -> str:
+    tables = [
+        [str(table.name), table.key or app.key, [(item.name, str(item)) for item in table.fields]]
+        for table in app.tables
+    ]
+    return json.dumps([_FORMAT, app.key, tables, [step.into for step in app.enrichments if step.lookup is not None]])
+
+
+def _table(table: Table[Any]) -> str:
+    return _quoted(f"row_{table.name.short}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _moment(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _decoded(decode: Decode | None, value: Any) -> Any:
+    return value if decode is None or value is None else decode(value)
