@@ -1,0 +1,100 @@
+"""Calling a user's step, and judging what it raised."""
+
+import asyncio
+import email.utils
+import json
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from deltaworks.errors import DeltaworksError, RetryableError
+from deltaworks.process.app import Step
+
+_MAY_PASS_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_IS_DOWN_STATUS = frozenset({429, 502, 503, 504})
+"""The service as a whole refuses: a smaller batch would only be one more call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFault:
+    """Why a step failed.
+
+    `may_pass`: the same call may work later. `after_s`: not before that, by the service's own word.
+    `is_down`: no id of the call is to blame. `error` names types and places, never row data.
+    """
+
+    step: str
+    error: str
+    may_pass: bool
+    is_down: bool = False
+    after_s: float | None = None
+
+
+async def call(step: Step, argument: Any, clients: Mapping[str, Any], *, timeout_s: float | None = None) -> Any:
+    """Run a step, in a thread where it is a plain function with a time limit.
+
+    Raises:
+        TimeoutError: it took longer; a thread is left to end by itself.
+    """
+    arguments = {name: clients[name] for name in step.clients}
+    async with asyncio.timeout(timeout_s):
+        if step.is_async:
+            return await step.function(argument, **arguments)
+        if timeout_s is not None:
+            return await asyncio.to_thread(step.function, argument, **arguments)
+        return step.function(argument, **arguments)
+
+
+def fault_of(step: Step, error: Exception) -> StepFault:
+    """Whether what a step raised may pass, and how to say it."""
+    match error:
+        case httpx.HTTPStatusError(response=response):
+            status = response.status_code
+            request = f"{error.request.method} {error.request.url.copy_with(query=None, userinfo=b'')}"
+            return StepFault(
+                step=step.name,
+                error=f"{request} answered {status}",
+                may_pass=status in _MAY_PASS_STATUS,
+                is_down=status in _IS_DOWN_STATUS,
+                after_s=_retry_after_s(response.headers.get("retry-after")),
+            )
+        case TimeoutError() | httpx.TimeoutException():
+            return StepFault(step=step.name, error=f"no answer in time ({type(error).__name__})", may_pass=True)
+        case httpx.UnsupportedProtocol():
+            pass
+        case httpx.TransportError() | ConnectionError():
+            is_down = not isinstance(error, httpx.RemoteProtocolError)
+            return StepFault(
+                step=step.name, error=f"no connection ({type(error).__name__})", may_pass=True, is_down=is_down
+            )
+        case json.JSONDecodeError() | UnicodeDecodeError() | httpx.DecodingError():
+            return StepFault(step=step.name, error=f"the answer cannot be read ({type(error).__name__})", may_pass=True)
+        case DeltaworksError():
+            return StepFault(step=step.name, error=str(error), may_pass=isinstance(error, RetryableError))
+    # The message of a user's exception may quote the row, so only its type and place are kept.
+    return StepFault(step=step.name, error=f"{type(error).__name__} at {_place(step, error)}", may_pass=False)
+
+
+def _place(step: Step, error: Exception) -> str:
+    file = step.place.rpartition(":")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    within = [frame for frame in frames if frame.filename == file]
+    return f"{within[-1].filename}:{within[-1].lineno}" if within else step.place
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Seconds or an HTTP date (RFC 9110, section 10.2.3); what cannot be read is as good as absent."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
