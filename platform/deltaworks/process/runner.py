@@ -1,0 +1,511 @@
+"""The runner: reads the log, runs an app, and keeps what every crash leaves behind whole.
+
+    log ──► fold ──► process ──► write ──► flush ──► settle ──► log …
+            │ synced: rows,      │ every sink,        │ not synced: keys
+            │ touched keys,      │ in turn            │ done or set back
+            │ checkpoint
+
+| the process dies          | then, after a restart                                              |
+|---------------------------|--------------------------------------------------------------------|
+| before the fold is synced | the same groups are read again                                     |
+| before the keys settle    | the touched keys are processed again, from their newest state      |
+| at any other place        | nothing is done twice                                              |
+
+A document leaves only after the state it was made from is on disk, so no restart can make an older one.
+Under load a cycle simply takes more: a key touched a hundred times is processed once.
+"""
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from deltaworks import faults
+from deltaworks.change import ChangeBatch
+from deltaworks.config import Config
+from deltaworks.errors import RetryableError, TerminalError
+from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.local import LocalLogReader
+from deltaworks.position import Lsn
+from deltaworks.process import metrics
+from deltaworks.process.app import App, Backoff, OnChangeStep
+from deltaworks.process.client import Settings, open_clients
+from deltaworks.process.entity import Transition
+from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
+from deltaworks.process.pipeline import Outcome, Pipeline, next_try_after
+from deltaworks.process.report import ProcessReport, Tally
+from deltaworks.process.sink import Sink
+from deltaworks.process.source import Table
+from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting, WaitingTurn
+from deltaworks.process.step import call, fault_of
+from deltaworks.schema import TableName, TableSchema
+
+ENTITIES_PER_CYCLE = 2_000
+"""Enough to fill the batches of an enrichment; few enough that a flush is never far."""
+CHANGES_PER_READ = 16_384
+CHANGES_PER_FOLD = 262_144
+"""What is folded at most before keys are processed; also bounds the transaction."""
+POSITION_EVERY_S = 1.0
+"""How often sinks hear of a new position when there is nothing to write."""
+_LONGEST_WAIT_S = 0.2
+_SINK_BACKOFF = Backoff(first_s=0.1, max_s=10.0)
+
+OnProgress = Callable[[int, int], None]
+"""Called with the work done and the work known so far: changes to fold plus entities to process."""
+
+logger = structlog.get_logger(__name__)
+
+
+class AppHeldError(TerminalError):
+    """Another process runs the app; there is one runner per app."""
+
+
+class Runner:
+    """Runs one app; the only runner of it while it is open. Serves one thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        app: App,
+        name: str,
+        log: LogReader,
+        state: State,
+        sinks: Sequence[Sink],
+        pipeline: Pipeline,
+        clients: dict[str, Any],
+        loop: asyncio.Runner,
+        resources: ExitStack,
+    ) -> None:
+        """Use `open`."""
+        self._app = app
+        self._name = name
+        self._log = log
+        self._state = state
+        self._sinks = sinks
+        self._pipeline = pipeline
+        self._clients = clients
+        self._loop = loop
+        self._resources = resources
+        self._checkpoint = state.checkpoint()
+        self._reached = self._checkpoint.reached
+        self._flushed_at = 0.0
+        self._known_schemas: dict[TableName, TableSchema] = {}
+        self._latest_schemas = _latest_schemas(log, app)
+        self._arrivals: dict[Key, tuple[int, datetime]] = {}
+        self._tally = Tally()
+        app.check(self._latest_schemas.values(), is_complete=False)
+
+    @classmethod
+    def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
+        """Take the app `name` of the configuration: its state, its sinks and its clients.
+
+        `log` stands in for the source's log folder. Close the runner, or use it in a `with`.
+
+        Raises:
+            AppHeldError: another process runs it; the message has its id.
+            SchemaMismatchError: the tables in the log are not as the app declares them.
+            TerminalError: the app, its settings or a sink's store cannot be used.
+        """
+        app.validate()
+        settings = config.app(name)
+        if settings.source != app.source:
+            raise TerminalError(
+                f"app {name!r} reads source {app.source!r}, but deltaworks.yaml says {settings.source!r}; "
+                f"set apps.{name}.source to {app.source!r}"
+            )
+        with ExitStack() as resources:
+            resources.callback(os.close, _take_lock(config.app_folder(name), name))
+            state = State.open(config.app_folder(name) / "state.sqlite", app)
+            resources.callback(state.close)
+            sinks = []
+            for spec in app.sinks:
+                sink = spec.open(app=name, key=app.key, config=config)
+                resources.callback(sink.close)
+                sinks.append(sink)
+            loop = resources.enter_context(asyncio.Runner())
+            closing = AsyncExitStack()
+            resources.callback(lambda: loop.run(closing.aclose()))
+            clients = loop.run(open_clients(app, closing, Settings(settings.settings, app=name)))
+            runner = cls(
+                app=app,
+                name=name,
+                log=log or LocalLogReader(config.log_folder(app.source)),
+                state=state,
+                sinks=sinks,
+                pipeline=Pipeline(app, name=name, clients=clients),
+                clients=clients,
+                loop=loop,
+                resources=ExitStack(),
+            )
+            runner._resources = resources.pop_all()
+        return runner
+
+    def close(self) -> None:
+        """Close clients and sinks and let another runner in; a second call does nothing."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Running
+
+    def drain(self, *, patience_s: float = 10.0, on_progress: OnProgress | None = None) -> ProcessReport:
+        """Process everything that is in the log now.
+
+        Held keys and an absent sink are tried again until nothing got better for `patience_s`; the report says what
+        is held then.
+
+        Raises:
+            RetryableError: a sink was absent for longer than `patience_s`; nothing is lost.
+            SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
+        """
+        self._tally = Tally()
+        end = self._log.end()
+        self._state.hasten()
+        deadline = time.monotonic() + patience_s
+        attempt = 0
+        while True:
+            settled = self._tally.changes, self._tally.documents, self._tally.removed
+            try:
+                worked = self._cycle(up_to_sequence=end.sequence, on_progress=on_progress)
+            except RetryableError:
+                attempt += 1
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_SINK_BACKOFF.delay_s(attempt))
+                continue
+            attempt = 0
+            if settled != (self._tally.changes, self._tally.documents, self._tally.removed):
+                deadline = time.monotonic() + patience_s
+            if worked:
+                continue
+            next_try = self._state.next_try()
+            delay_s = 0.0 if next_try is None else max(0.0, next_try - time.time())
+            if next_try is None or time.monotonic() + delay_s > deadline:
+                break
+            time.sleep(delay_s)
+        self._flush_position()
+        return self.report()
+
+    def follow(self, stop: threading.Event, *, on_progress: OnProgress | None = None) -> ProcessReport:
+        """Process the log as it grows until `stop` is set; what has been read by then is finished first.
+
+        A sink or a log that is away for a while is waited for.
+
+        Raises:
+            SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
+        """
+        self._tally = Tally()
+        attempt = 0
+        while not stop.is_set():
+            try:
+                worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
+                attempt = 0
+                if not worked:
+                    self._wait()
+            except RetryableError as error:
+                attempt += 1
+                delay_s = _SINK_BACKOFF.delay_s(attempt)
+                logger.warning(
+                    "app waits", app=self._name, error=str(error), attempt=attempt, delay_s=round(delay_s, 3)
+                )
+                stop.wait(delay_s)
+        return self.report()
+
+    def report(self) -> ProcessReport:
+        """What was done since `drain` or `follow` began, and what is held and dead now."""
+        counts = self._state.counts()
+        return self._tally.report(
+            held=counts[Standing.HELD], dead=counts[Standing.DEAD] + self._state.dead_turns(), position=self._reached
+        )
+
+    # Entities that wait
+
+    def held(self, *, limit: int = 100) -> list[DeadLetter]:
+        """Entities that wait for another try, the oldest change first."""
+        return self._state.letters(Standing.HELD, limit=limit)
+
+    def dead(self, *, limit: int = 100) -> list[DeadLetter]:
+        """Entities that failed for good, the oldest change first."""
+        return self._state.letters(Standing.DEAD, limit=limit)
+
+    def retry_dead(self, keys: Sequence[Key] | None = None) -> int:
+        """Let dead letters be processed again from their newest state, all of them or those of `keys`; how many.
+
+        The next `drain` or `follow` does it. Without `keys` the transitions that a step failed to take are included.
+        """
+        with self._state.settling():
+            count = self._state.retry(among=[Standing.DEAD], keys=keys)
+            return count + (self._state.retry_turns() if keys is None else 0)
+
+    def reprocess(self, keys: Sequence[Key] | None = None) -> int:
+        """Let entities be processed again though nothing changed, all of them or those of `keys`; how many.
+
+        For a changed step: the next `drain` or `follow` makes their documents anew.
+        """
+        with self._state.settling():
+            return self._state.retry(among=list(Standing), keys=keys)
+
+    # One cycle
+
+    def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
+        folded = self._fold(up_to_sequence)
+        waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE)
+        if waiting:
+            self._process(waiting)
+        took_turn = bool(self._app.reactions) and self._take_turns()
+        if not waiting and not folded:
+            self._flush_position(every_s=POSITION_EVERY_S)
+        if on_progress is not None:
+            done = self._tally.changes + self._tally.entities
+            left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
+            on_progress(done, done + left)
+        return bool(folded or waiting or took_turn)
+
+    def _fold(self, up_to_sequence: int) -> bool:
+        budget = CHANGES_PER_FOLD
+        while budget > 0 and self._checkpoint.sequence < up_to_sequence:
+            reading = self._log.read(after_sequence=self._checkpoint.sequence, max_changes=CHANGES_PER_READ)
+            groups = list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
+            faults.reach("process.after_read")
+            if not groups:
+                break
+            self._check_schemas(groups)
+            self._fold_groups(groups)
+            budget -= sum(group.header.next_offset - group.header.offset for group in groups)
+        return budget < CHANGES_PER_FOLD
+
+    def _fold_groups(self, groups: Sequence[StoredGroup]) -> None:
+        folds: dict[Table[Any], Fold] = {}
+        last = groups[-1].header
+        checkpoint = Checkpoint(
+            sequence=last.sequence, offset=last.next_offset, position=last.position, reached=self._reached
+        )
+        change_count = last.next_offset - groups[0].header.offset
+        has_rows = any(self._tables_of(batch) for group in groups for batch in group.batches)
+        # A checkpoint without rows may be lost: the same groups would come to nothing again.
+        with self._state.folding() if has_rows else self._state.settling():
+            for group in groups:
+                for batch in group.batches:
+                    for table in self._tables_of(batch):
+                        self._fold_batch(folds.setdefault(table, Fold()), table, batch)
+            touched = Fold()
+            for table, fold in folds.items():
+                # What an entity used is stored as of its last run, which was before this fold, so no user is missed.
+                found = self._state.users(table, fold) if table in self._app.lookups else self._state.apply(table, fold)
+                for key, at in found.items():
+                    touched.touch(key, at)
+            self._state.mark(touched.touched)
+            self._state.save_checkpoint(checkpoint)
+            faults.reach("process.before_fold_commit")
+        faults.reach("process.after_fold")
+        self._checkpoint = checkpoint
+        self._note_arrivals(touched.touched, last.appended_at)
+        self._tally.changes += change_count
+        self._tally.incomplete += sum(fold.incomplete for fold in folds.values())
+        metrics.CHANGES.labels(self._name).inc(change_count)
+
+    def _fold_batch(self, fold: Fold, table: Table[Any], batch: ChangeBatch) -> None:
+        if table in self._app.lookups:
+            fold_keys(fold, batch)
+            return
+        keys = {key for key in (*row_keys(batch), *old_row_keys(batch)) if key is not None and key not in fold.puts}
+        watched = [step.column for step in self._app.reactions] if table is self._app.entity else []
+        fold_rows(
+            fold,
+            batch,
+            table,
+            key=table.key or self._app.key,
+            stored=self._state.stored_rows(table, keys),
+            watched=list(dict.fromkeys(watched)),
+        )
+
+    def _process(self, waiting: Sequence[Waiting]) -> None:
+        outcome = self._loop.run(self._pipeline.run(waiting, self._state.load([item.key for item in waiting])))
+        is_all = len(waiting) < ENTITIES_PER_CYCLE
+        for sink in self._sinks:
+            if outcome.documents:
+                sink.write(outcome.documents)
+            faults.reach("process.after_write")
+        if outcome.documents:
+            # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
+            self._flush(self._checkpoint.position if is_all else self._reached)
+        with self._state.settling():
+            self._state.save_reached(self._reached)
+            for into, used in outcome.used:
+                self._state.save_used(into, used)
+            self._state.settle((document.key for document in outcome.documents), outcome.setbacks)
+        faults.reach("process.after_checkpoint")
+        self._count(outcome, len(waiting))
+
+    def _flush(self, position: Lsn) -> None:
+        for sink in self._sinks:
+            sink.flush(up_to=position)
+            faults.reach("process.after_flush")
+        self._reached = position
+        self._flushed_at = time.monotonic()
+
+    def _flush_position(self, *, every_s: float = 0.0) -> None:
+        """Tell the sinks of a position that came with nothing to write."""
+        is_news = self._checkpoint.position > self._reached and not self._state.counts()[Standing.DIRTY]
+        if is_news and time.monotonic() - self._flushed_at >= every_s:
+            self._flush(self._checkpoint.position)
+            with self._state.settling():
+                self._state.save_reached(self._reached)
+
+    def _count(self, outcome: Outcome, entity_count: int) -> None:
+        tally = self._tally
+        made = sum(document.body is not None for document in outcome.documents)
+        tally.entities += entity_count
+        tally.documents += made
+        tally.removed += len(outcome.documents) - made
+        tally.filtered += outcome.filtered
+        tally.enriched += outcome.enriched
+        tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
+        metrics.DOCUMENTS.labels(self._name).inc(len(outcome.documents))
+        self._measure_lag([document.key for document in outcome.documents])
+        for setback in outcome.setbacks:
+            logger.warning(
+                "entity set back" if setback.next_try is not None else "entity is a dead letter",
+                app=self._name,
+                step=setback.step,
+                error=setback.error,
+                attempts=setback.attempts,
+            )
+        if outcome.setbacks:
+            counts = self._state.counts()
+            for standing in (Standing.HELD, Standing.DEAD):
+                metrics.STANDING.labels(self._name, standing.name.lower()).set(counts[standing])
+
+    def _note_arrivals(self, touched: dict[Key, At], appended_at: datetime) -> None:
+        for key, at in touched.items():
+            if not at.is_read:
+                self._arrivals.setdefault(key, (at.committed_at, appended_at))
+
+    def _measure_lag(self, keys: Sequence[Key]) -> None:
+        now = datetime.now(UTC)
+        histogram = metrics.LAG.labels(self._name)
+        for key in keys:
+            if (arrival := self._arrivals.pop(key, None)) is not None:
+                committed_at, appended_at = arrival
+                lag_s = now.timestamp() - committed_at / 1e6
+                self._tally.lags.append(lag_s)
+                self._tally.log_lags.append((now - appended_at).total_seconds())
+                histogram.observe(lag_s)
+
+    def _wait(self) -> None:
+        next_try = self._state.next_try()
+        timeout_s = _LONGEST_WAIT_S if next_try is None else min(_LONGEST_WAIT_S, max(0.0, next_try - time.time()))
+        self._log.wait(after_sequence=self._checkpoint.sequence, timeout_s=timeout_s)
+
+    # Transitions
+
+    def _take_turns(self) -> bool:
+        turns = self._state.turns(limit=ENTITIES_PER_CYCLE)
+        now = time.time()
+        blocked = {(turn.step, turn.entity) for turn in turns if turn.is_dead}
+        due: dict[tuple[str, Key], WaitingTurn] = {}
+        for turn in turns:
+            # The first that waits of a key stands for all behind it.
+            due.setdefault((turn.step, turn.entity), turn)
+        ready = [turn for place, turn in due.items() if place not in blocked and turn.next_try <= now]
+        if ready:
+            self._loop.run(self._react(ready))
+        return bool(ready)
+
+    async def _react(self, turns: Sequence[WaitingTurn]) -> None:
+        steps = {step.name: step for step in self._app.reactions}
+        await asyncio.gather(*(self._react_to(steps.get(turn.step), turn) for turn in turns))
+
+    async def _react_to(self, step: OnChangeStep | None, turn: WaitingTurn) -> None:
+        if step is None:
+            # The step was removed from the app, and with it the wish to be told.
+            with self._state.settling():
+                self._state.take_turns([turn.id])
+            return
+        transition = Transition(
+            id=f"{self._name}:{step.name}:{turn.entity}:{turn.version.position.value}:{turn.version.ordinal}",
+            key=turn.entity,
+            column=turn.column,
+            before=turn.before,
+            after=turn.after,
+            version=turn.version,
+            committed_at=turn.committed_at,
+        )
+        try:
+            await call(step, transition, self._clients, timeout_s=step.timeout_s)
+        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+            fault = fault_of(step, error)
+            attempts = turn.attempts + 1
+            next_try = next_try_after(fault, attempts=attempts, retry=step.retry)
+            with self._state.settling():
+                self._state.hold_turn(turn.id, attempts=attempts, next_try=next_try, error=fault.error)
+            logger.warning("transition set back", app=self._name, step=step.name, error=fault.error, attempts=attempts)
+            return
+        faults.reach("process.after_turn")
+        with self._state.settling():
+            self._state.take_turns([turn.id])
+        self._tally.turns += 1
+
+    # Schemas
+
+    def _tables_of(self, batch: ChangeBatch) -> list[Table[Any]]:
+        return [table for table in self._app.tables if table.name == batch.schema.name]
+
+    def _check_schemas(self, groups: Sequence[StoredGroup]) -> None:
+        """Refuse a table that came in a shape the app cannot read, before any row of it is folded."""
+        for group in groups:
+            for batch in group.batches:
+                if self._tables_of(batch) and self._known_schemas.get(batch.schema.name) != batch.schema:
+                    self._app.check([self._completed(batch.schema)], is_complete=False)
+                    self._known_schemas[batch.schema.name] = batch.schema
+
+    def _completed(self, schema: TableSchema) -> TableSchema:
+        """A schema of the past with the nullable columns that the table has been given since."""
+        latest = self._latest_schemas.get(schema.name, schema)
+        added = tuple(column for column in latest.columns if column.nullable and column.name not in schema.names)
+        return TableSchema(name=schema.name, columns=(*schema.columns, *added), key=schema.key)
+
+
+def _latest_schemas(log: LogReader, app: App) -> dict[TableName, TableSchema]:
+    """Each table's newest schema in the log, found by headers: only the groups that hold one are read."""
+    missing = {str(table.name) for table in app.tables}
+    found: dict[TableName, TableSchema] = {}
+    for header in log.headers_backwards():
+        if not missing & header.tables.keys():
+            continue
+        group = next(iter(log.read(after_sequence=header.sequence - 1, max_changes=1)))
+        for batch in reversed(group.batches):
+            if str(batch.schema.name) in missing:
+                found[batch.schema.name] = batch.schema
+                missing.discard(str(batch.schema.name))
+        if not missing:
+            break
+    return found
+
+
+def _take_lock(folder: Path, name: str) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # The kernel lets go of the lock when the process ends, however it ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise AppHeldError(f"cannot run app {name!r}: process {holder} runs it; stop that one first") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

@@ -1,0 +1,104 @@
+"""The runner from the log to a sink."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+
+import httpx
+import pyarrow as pa
+import pytest
+from process.faulty_service import FaultyService
+from process.material import (
+    INT,
+    NULL_INT,
+    NULL_TEXT,
+    TEXT,
+    Feed,
+    TableSink,
+    create,
+    delete,
+    read,
+    table_schema,
+    truncate,
+    update,
+)
+
+from deltaworks.config import Config
+from deltaworks.log.memory import MemoryLog
+from deltaworks.process.app import App, Backoff, Source
+from deltaworks.process.entity import Entity
+from deltaworks.process.runner import Runner
+
+MakeConfig = Callable[..., Config]
+
+FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT, note=NULL_TEXT)
+ROLE = table_schema("role", "role_id", role_id=INT, film_id=INT, person_id=INT)
+PERSON = table_schema("person", "person_id", person_id=INT, name=TEXT)
+
+
+class Film(TypedDict):
+    title: str
+    status: str
+
+
+class Role(TypedDict):
+    person_id: int
+
+
+class Document(TypedDict):
+    title: str
+    cast: list[str]
+
+
+studio = Source("studio")
+
+
+def film_app(sink: TableSink, **enrich: Any) -> App:
+    role = studio.table("role", schema=Role)
+    films = App("films", key="film_id", sources=[studio.table("film", schema=Film), role])
+
+    @films.client
+    async def names(settings: Mapping[str, Any]) -> Any:
+        async with httpx.AsyncClient(base_url=settings["url"]) as client:
+            yield client
+
+    @films.filter
+    def is_public(film: Entity[Film]) -> bool:
+        return film.after["status"] != "draft"
+
+    options = {"retry": Backoff(first_s=0.01, max_s=0.05), "timeout_s": 0.25} | enrich
+
+    @films.enrich(
+        into="people",
+        key=lambda film: [item["person_id"] for item in film.rows(role)],
+        lookup=studio.table("person", key="person_id"),
+        **options,
+    )
+    async def people(ids: list[int], names: httpx.AsyncClient) -> dict[int, str]:
+        answer = (await names.post("/", json={"ids": ids})).raise_for_status()
+        return {int(id_): name for id_, name in answer.json().items()}
+
+    @films.transform
+    def document(film: Entity[Film]) -> Document:
+        return {"title": film.after["title"], "cast": list(film["people"].values())}
+
+    films.sink(sink)
+    return films
+
+
+@pytest.fixture
+def runner(sink: TableSink, make_config: MakeConfig, service: FaultyService, log: MemoryLog) -> Any:
+    with Runner.open(film_app(sink), config=make_config(url=service.url), name="films", log=log.reader()) as runner:
+        yield runner
+
+
+def test_a_document_has_the_rows_of_all_tables_and_the_answers_of_the_service(
+    runner: Runner, feed: Feed, service: FaultyService, sink: TableSink
+) -> None:
+    service.names = {1: "Ada", 2: "Bo"}
+    feed.commit(create(FILM, film_id=7, title="Alien", status="released"))
+    feed.commit(create(ROLE, role_id=1, film_id=7, person_id=1), create(ROLE, role_id=2, film_id=7, person_id=2))
+
+    report = runner.drain()
+
+    assert sink.bodies() == {7: {"title": "Alien", "cast": ["Ada", "Bo"]}}
+    assert (report.changes, report.documents, report.enriched, report.position.value) == (3, 1, 2, 20)
