@@ -1,0 +1,145 @@
+"""The sink into the lake: documents become changes in the app's own log, and `load` brings them in.
+
+    documents ──► write ──► flush: one group in log/<app> ──► load ──► lake.<app>.<table>
+
+So a document is in the lake the same way as a row of a source: one durable log, one loader, one commit
+with the position in it. The log may hold an older version of a document behind a newer one (a key
+that waited, a document written again after a crash); the loader's rule "per key the largest identity wins" is
+what keeps the table from going back. Documents that one change touched share its identity; it
+is unique per key.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from deltaworks.change import DELETE, UPDATE, ChangeBatch, change_schema
+from deltaworks.config import Config
+from deltaworks.errors import TerminalError
+from deltaworks.log.change_log import Group, LogWriter
+from deltaworks.log.local import LocalLogWriter
+from deltaworks.position import Lsn
+from deltaworks.process.shape import arrow_type, fields_of
+from deltaworks.process.sink import Document
+from deltaworks.schema import Column, TableName, TableSchema
+
+
+class DocumentShapeError(TerminalError):
+    """A document does not have the shape that its lake table was declared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LakeTable:
+    """A table of the lake as an app declares it; a `SinkSpec`.
+
+    `schema` is the documents' `TypedDict` or dataclass, or a mapping from column to Python or Arrow type.
+    The key column must be in it. Lists and nested types become lists and structs.
+
+    >>> LakeTable("film", schema={"film_id": int, "genres": list[str]}).table_schema("film_id").column("genres").type
+    ListType(list<item: string>)
+    """
+
+    name: str
+    schema: type | Mapping[str, Any] = field(kw_only=True)  # Any: a column may be a type or a pyarrow DataType
+
+    def table_schema(self, key: str) -> TableSchema:
+        """The table's columns, as the loader will create them.
+
+        Raises:
+            DocumentShapeError: the key is not a column.
+        """
+        types = self.schema if isinstance(self.schema, Mapping) else _declared(self.schema)
+        if key not in types:
+            raise DocumentShapeError(
+                f"cannot make lake table {self.name!r}: the app's key {key!r} is not a column; "
+                f"its columns are {', '.join(types)}"
+            )
+        columns = tuple(
+            Column(name=name, type=kind, source_type=str(kind), nullable=name != key)
+            for name, declared in types.items()
+            for kind in [arrow_type(declared, where=f"{self.name}.{name}")]
+        )
+        return TableSchema(name=TableName.parse(self.name), columns=columns, key=(key,))
+
+    def open(self, *, app: str, key: str, config: Config) -> "LakeTableWriter":
+        """Take the app's log.
+
+        Raises:
+            FencedError: another writer holds it.
+            DocumentShapeError: the key is not a column.
+        """
+        schema = self.table_schema(key)
+        return LakeTableWriter(schema, LocalLogWriter.open(config.log_folder(app)))
+
+
+class LakeTableWriter:
+    """Appends documents to the app's log, one group per flush. Serves one thread."""
+
+    def __init__(self, schema: TableSchema, log: LogWriter) -> None:
+        self.name = schema.name.short
+        self._schema = schema
+        self._arrow = change_schema(schema)
+        self._log = log
+        self._pending: dict[Any, Document] = {}
+
+    def write(self, documents: Sequence[Document]) -> None:
+        """Keep documents for the next flush, the newest of each key."""
+        for document in documents:
+            waiting = self._pending.get(document.key)
+            if waiting is None or waiting.version <= document.version:
+                self._pending[document.key] = document
+
+    def flush(self, *, up_to: Lsn) -> None:
+        """Append what was written as one group, durable when this returns.
+
+        Raises:
+            DocumentShapeError: a column cannot take a value; the message names the column.
+            LogFullError: no space; the next flush tries the same documents again.
+        """
+        end = self._log.end()
+        # An app that starts over reads the log from its start, but what is in its own log stays true.
+        position = max(end.position, up_to)
+        if not self._pending and position == end.position:
+            return
+        # Changes stand in the log in the order of their identity, which is what slicing it relies on.
+        documents = sorted(self._pending.values(), key=lambda document: document.version)
+        batches = (self._batch(documents),) if documents else ()
+        self._log.append(Group(batches=batches, position=position, previous_position=end.position))
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self._log.close()
+
+    def _batch(self, documents: Sequence[Document]) -> ChangeBatch:
+        count = len(documents)
+        (key,) = self._schema.key
+        meta: list[Sequence[Any]] = [
+            [DELETE if document.body is None else UPDATE for document in documents],
+            [document.version.position.value for document in documents],
+            [document.version.ordinal for document in documents],
+            [0] * count,
+            [document.committed_at for document in documents],
+            [None] * count,
+            [None] * count,
+        ]
+        bodies = [{key: document.key} if document.body is None else document.body for document in documents]
+        columns = [[body.get(name) for body in bodies] for name in self._schema.names]
+        arrays = [self._array(field_, values) for field_, values in zip(self._arrow, [*meta, *columns], strict=True)]
+        return ChangeBatch(self._schema, pa.RecordBatch.from_arrays(arrays, schema=self._arrow))
+
+    def _array(self, column: pa.Field, values: Sequence[Any]) -> pa.Array:
+        try:
+            return pa.array(values, column.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            # Arrow's own message quotes the value, which a log must not.
+            raise DocumentShapeError(
+                f"cannot write lake table {self.name!r}: column {column.name!r} is {column.type} and a document "
+                "has something else there; mend the transform or the declared type"
+            ) from error
+
+
+def _declared(schema: type) -> dict[str, Any]:
+    return {item.name: item.type for item in fields_of(schema)}
