@@ -49,6 +49,10 @@ def connect(dsn: SecretStr, *, name: str, application: str, replication: bool = 
         asked += f" -c lock_timeout={LOCK_TIMEOUT_S * 1000} -c synchronous_commit=local"
     wanted: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
+        # A server that vanished without a word is noticed within a minute.
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 4,
         "application_name": application,
         **parts,
         "options": asked,
