@@ -77,11 +77,19 @@ class Traced:
 
 
 def apply(
-    connection: duckdb.DuckDBPyConnection, *, target: str, schema: TableSchema, batches: Sequence[ChangeBatch]
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    target: str,
+    schema: TableSchema,
+    batches: Sequence[ChangeBatch],
+    applied_up_to: int = 0,
 ) -> Applied:
     """Apply changes of one table and one schema; `target` is a quoted table that has its columns.
 
-    Run it inside a transaction: it deletes before it inserts.
+    Run it inside a transaction: it deletes before it inserts. `applied_up_to` is the largest `_commit`
+    of earlier windows: a change at or before it may be a late one, which an app's log can hold, and
+    does nothing where the table has a newer row of that key. The table keeps no trace of a deleted
+    row, so a late change can bring one back until the app has repeated its delete too.
 
     Raises:
         MalformedChangeError: a change has no key.
@@ -94,6 +102,8 @@ def apply(
     _check_keys(schema, changes)
     connection.register("change", changes)
     try:
+        if pc.min(changes["_commit"]).as_py() <= applied_up_to:
+            changes = _without_late(connection, target, schema, changes)
         way = _apply_whole_rows if _has_whole_rows(changes) else _apply_entities
         applied = way(connection, target, schema)
     finally:
@@ -163,6 +173,17 @@ def _truncate(connection: duckdb.DuckDBPyConnection, target: str, changes: pa.Ta
     return rest.append_column("_n", pa.array(np.arange(rest.num_rows))), deleted
 
 
+def _without_late(
+    connection: duckdb.DuckDBPyConnection, target: str, schema: TableSchema, changes: pa.Table
+) -> pa.Table:
+    """Leave out changes that are older than their row in the table, and register the rest."""
+    rows = connection.execute(_SQL["late"].format_map(_names(target, schema))).fetchnumpy()
+    rest = changes.filter(pc.invert(pc.is_in(changes["_n"], pa.array(rows["n"], pa.int64()))))
+    connection.unregister("change")
+    connection.register("change", rest)
+    return rest
+
+
 def _check_keys(schema: TableSchema, changes: pa.Table) -> None:
     for name in schema.key:
         if changes[name].null_count:
@@ -230,6 +251,7 @@ def _names(target: str, schema: TableSchema) -> dict[str, str]:
         "key": ", ".join(quoted(name) for name in schema.key),
         "old_key": ", ".join(f"{_old(name)} as {quoted(name)}" for name in schema.key),
         "old_key_of_c_and_o": " and ".join(f"c.{_old(name)} = {quoted('o', name)}" for name in schema.key),
+        "key_of_t_and_c": _same_key(schema, "t", "c"),
         "key_of_t_and_d": _same_key(schema, "t", "d"),
         "key_of_t_and_k": _same_key(schema, "t", "k"),
         "key_of_c_and_k": _same_key(schema, "c", "k"),

@@ -2,6 +2,10 @@
 -- their place `_n`. Braces are filled in by apply.py with quoted identifiers: {target} the table,
 -- {columns} all its columns, {key} the key columns, {key_of_*} equality of two keys.
 
+-- name: late
+-- Changes that a newer one of the same key has overtaken.
+select c._n as n from change as c join {target} as t on {key_of_t_and_c} where c._commit < t._commit;
+
 -- name: newest
 -- The last change of every key: the whole story where each change carries its whole row.
 create or replace temp table newest as
@@ -25,12 +29,12 @@ select row_number() over () as id, {key}
 from (select {key} from change union select {old_key} from change where _old_key is not null);
 
 -- name: step
--- The changes as numbers: which key, and which key before.
+-- The changes as numbers: which key, and which key before (none where `_old_key` is null).
 create or replace temp table step as
 select c._n as n, c._op as op, c._commit as commit_position, k.id as id, o.id as old_id
 from change as c
 join touched as k on {key_of_c_and_k}
-left join touched as o on c._old_key is not null and {old_key_of_c_and_o};
+left join touched as o on {old_key_of_c_and_o};
 
 -- name: moved
 -- Keys that a move left or reached; all changes on them are traced one by one.

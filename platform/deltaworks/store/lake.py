@@ -139,6 +139,10 @@ class Lake:
             )
         )
 
+    def row_count(self, schema: str, table: str) -> int:
+        """Rows of a table now; 0 for one that does not exist yet."""
+        return int(self._one(f"select count(*) from {quoted('lake', schema, table)}")) if self.has(schema, table) else 0
+
     def commit(
         self, work: Callable[[duckdb.DuckDBPyConnection], _T], *, message: str, info: Callable[[_T], Mapping[str, Any]]
     ) -> tuple[_T, int]:

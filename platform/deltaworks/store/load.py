@@ -180,7 +180,7 @@ def _load(
     connection.execute(_SQL["create_book"])
     before = after = _last(connection, log)
     applied: defaultdict[str, Applied] = defaultdict(Applied)
-    tables = _Tables(connection, log)
+    tables = _Tables(connection, log, applied_up_to=before.position)
     for groups in _slices(groups_between(reader, log=log, after=before, up_to_sequence=up_to_sequence)):
         for name, done in tables.apply(groups).items():
             applied[name] += done
@@ -208,9 +208,10 @@ def _slices(groups: Iterator[StoredGroup]) -> Iterator[list[StoredGroup]]:
 class _Tables:
     """The lake's tables of one log, inside one transaction."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, log: str) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, log: str, *, applied_up_to: Lsn) -> None:
         self._connection = connection
         self._log = log
+        self._applied_up_to = applied_up_to.value
         self._shapes: dict[TableName, Any] = {}  # the TableSchema that the lake's table was last brought to
 
     def apply(self, groups: list[StoredGroup]) -> dict[str, Applied]:
@@ -219,7 +220,9 @@ class _Tables:
         for group in groups:
             for batch in group.batches:
                 batches[batch.schema.name].append(batch)
-        return {name.short: self._apply_table(changes) for name, changes in batches.items()}
+        done = {name.short: self._apply_table(changes) for name, changes in batches.items()}
+        self._applied_up_to = max(self._applied_up_to, groups[-1].header.position.value)
+        return done
 
     def _apply_table(self, batches: list[ChangeBatch]) -> Applied:
         total = Applied()
@@ -229,7 +232,13 @@ class _Tables:
                 evolve(self._connection, schema=self._log, table=schema)
                 self._shapes[schema.name] = schema
             target = quoted("lake", self._log, schema.name.short)
-            total += apply(self._connection, target=target, schema=schema, batches=list(run))
+            total += apply(
+                self._connection,
+                target=target,
+                schema=schema,
+                batches=list(run),
+                applied_up_to=self._applied_up_to,
+            )
         return total
 
 
