@@ -109,6 +109,15 @@ class SearchReader:
             is_close=is_close and bool(found.hits),
         )
 
+    def newest(self, limit: int = 10) -> list[Hit]:
+        """The documents that changed last, by their version's position."""
+        opened = self._current()
+        if opened is None or limit < 1:
+            return []
+        alive = Query.term_query(opened.index.schema, "is_deleted", False)
+        found = opened.searcher.search(alive, limit=limit, order_by_field="position", count=False)
+        return [_hit(opened.searcher, address, 0.0) for _, address in found.hits]
+
     def documents(self, keys: Sequence[Any]) -> list[Hit]:  # Any: a key is what the app's key column holds
         """The documents of these keys, in their order; those that are not there are left out."""
         opened = self._current()

@@ -56,7 +56,7 @@ class SearchIndex:
 
     `text` maps a path to its boost: a match in a path with a larger boost ranks higher.
     `popularity` is the path of a count (votes, sales): among equal matches the larger comes first.
-    The index lives in `config.index_folder(app) / name`.
+    An app has one, in `config.index_folder(app)`; `name` is what the search page calls it.
 
     >>> SearchIndex("movies", text={"title": 3.0, "cast.name": 1.0}).display.title
     'title'
@@ -74,7 +74,7 @@ class SearchIndex:
         if not self.text:
             faults.append("text is empty; name at least one path to search in")
         if not self.name.isidentifier():
-            faults.append(f"the name {self.name!r} is no identifier; it becomes a folder")
+            faults.append(f"the name {self.name!r} is no identifier; use letters, digits and _")
         if faults:
             raise SearchSpecError(f"cannot declare the search index {self.name!r}: {'; '.join(faults)}")
         if self.display is None:
@@ -82,16 +82,16 @@ class SearchIndex:
             object.__setattr__(self, "display", Display(title=first, people=tuple(Fact(path, path) for path in rest)))
 
     def open(self, *, app: str, key: str, config: Config) -> "SearchWriter":  # noqa: ARG002
-        """Take the index in `config.index_folder(app) / name`, creating it when it is not there.
+        """Take the index in `config.index_folder(app)`, creating it when it is not there.
 
         Raises:
-            IndexHeldError: another process writes to it.
+            IndexHeldError: another writer has it.
             IndexLayoutError: it was built for other paths; the message says how to rebuild it.
         """
         # tantivy is loaded only where an index is opened, so that declaring one stays cheap.
         from deltaworks.store.search.writer import SearchWriter  # noqa: PLC0415
 
-        return SearchWriter.open(config.index_folder(app) / self.name, self)
+        return SearchWriter.open(config.index_folder(app), self)
 
     def to_json(self) -> str:
         """The declaration as it lies beside the index."""

@@ -37,7 +37,7 @@ _HEAP_BYTES = 32 * 1024 * 1024
 
 
 class IndexHeldError(TerminalError):
-    """Another process writes to the index."""
+    """Another writer has the index."""
 
 
 class IndexLayoutError(TerminalError):
@@ -80,7 +80,8 @@ class SearchWriter:
             if "LockBusy" not in str(error):
                 raise
             raise IndexHeldError(
-                f"cannot write the search index {str(folder)!r}: another process holds it; stop that one first"
+                f"cannot write the search index {str(folder)!r}: another writer holds it; stop that one "
+                "first (an app has one search index)"
             ) from error
         # Boosts and display may change without a rebuild; the newest declaration counts.
         replace_text(folder / SPEC_FILE, spec.to_json())
