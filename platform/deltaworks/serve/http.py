@@ -1,0 +1,196 @@
+"""The HTTP server: search page, JSON API, health and metrics over one app's search index.
+
+| route            | answers                                                                  |
+|------------------|--------------------------------------------------------------------------|
+| `/?q=`           | the page, with results rendered; it works without JavaScript             |
+| `/results?q=`    | its list of results alone, for typing                                    |
+| `/api/search`    | `q`, `limit`: the best hits                                              |
+| `/api/documents` | `key`, repeated: these documents, those that are there                   |
+| `/api/status`    | index position, end of the log, lag, document count                      |
+| `/health`        | 200 while the process serves                                             |
+| `/metrics`       | Prometheus text                                                          |
+
+It only reads files that other processes write, so it starts before them and outlives them.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from importlib.resources import as_file, files
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from granian.constants import Interfaces
+from granian.server.embed import Server
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.base import RequestResponseEndpoint
+
+from deltaworks.config import Config, ServeConfig
+from deltaworks.errors import DeltaworksError, TerminalError
+from deltaworks.log.local import LocalLogReader
+from deltaworks.position import Lsn
+from deltaworks.serve.metrics import Metrics
+from deltaworks.serve.page import find, render_page, render_results, status_text
+from deltaworks.serve.status import Status, read_status
+from deltaworks.store.search import Hit, SearchReader
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class PortInUseError(TerminalError):
+    """Another process listens on the configured port."""
+
+
+class NoAppToServeError(TerminalError):
+    """The configuration does not say whose index to serve."""
+
+
+def build(config: Config) -> FastAPI:
+    """The application. Opens nothing: an index or a log that is not there yet is a state it shows.
+
+    Raises:
+        NoAppToServeError: `serve.app` is left out and there is not exactly one app.
+    """
+    name = _served_app(config)
+    search = SearchReader(config.index_folder(name))
+    log = LocalLogReader(config.log_folder(config.app(name).source))
+
+    def status() -> Status:
+        return read_status(search, log)
+
+    metrics = Metrics(name, status)
+    # No interactive API pages: they load scripts from another site.
+    app = FastAPI(title="Deltaworks search", docs_url=None, redoc_url=None)
+    app.add_exception_handler(DeltaworksError, _answer_error)
+    app.middleware("http")(_add_headers)
+    _add_page(app, search, metrics, name, status)
+    _add_api(app, search, metrics, status)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics_text() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        PortInUseError: somebody else listens there; found out before anything starts.
+        NoAppToServeError: see `build`.
+    """
+    app = build(config)
+    _check_port(config.serve)
+    asyncio.run(_serve(app, config.serve))
+
+
+async def _serve(app: FastAPI, where: ServeConfig) -> None:
+    server = Server(
+        app, address=where.host, port=where.port, interface=Interfaces.ASGI, websockets=False, log_access=False
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    await server.serve()
+
+
+def _check_port(where: ServeConfig) -> None:
+    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server does it: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((where.host, where.port))
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot serve on {where.host!r} port {where.port!r}: {error.strerror}; stop the process that listens "
+                "there, or set another serve.port in deltaworks.yaml"
+            ) from error
+
+
+def _served_app(config: Config) -> str:
+    if config.serve.app is not None:
+        return config.serve.app
+    if len(config.apps) != 1:
+        known = ", ".join(config.apps) or "none"
+        raise NoAppToServeError(f"cannot choose the app to serve out of {known!r}; set serve.app in deltaworks.yaml")
+    return next(iter(config.apps))
+
+
+def _add_page(app: FastAPI, search: SearchReader, metrics: Metrics, name: str, status: Callable[[], Status]) -> None:
+    with as_file(files("deltaworks.serve")) as folder:
+        app.mount("/static", StaticFiles(directory=folder / "static"))
+
+    @app.get("/", response_class=HTMLResponse)
+    def page(q: str = "") -> str:
+        with metrics.search_s.time():
+            found = find(search, q)
+        return render_page(found, app=name, status=status())
+
+    @app.get("/results", response_class=HTMLResponse)
+    def results(q: str = "") -> str:
+        with metrics.search_s.time():
+            found = find(search, q)
+        return render_results(found)
+
+
+def _add_api(app: FastAPI, search: SearchReader, metrics: Metrics, status: Callable[[], Status]) -> None:
+    @app.get("/api/search")
+    def api_search(q: str = "", limit: Annotated[int, Query(ge=1, le=200)] = 20) -> dict[str, Any]:
+        with metrics.search_s.time():
+            result = search.search(q, limit)
+        return {
+            "query": q,
+            "total": result.total,
+            "is_close": result.is_close,
+            "took_ms": round(result.took_s * 1e3, 3),
+            "hits": [_hit_json(hit) | {"score": round(hit.score, 3)} for hit in result.hits],
+        }
+
+    @app.get("/api/documents")
+    def api_documents(key: Annotated[list[str], Query(min_length=1, max_length=1_000)]) -> dict[str, Any]:
+        return {"documents": [_hit_json(hit) for hit in search.documents(key)]}
+
+    @app.get("/api/status")
+    def api_status() -> dict[str, Any]:
+        now = status()
+        return {name: _plain(value) for name, value in asdict(now).items()} | {"text": status_text(now)}
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    return {
+        "key": hit.key,
+        "version": {"position": str(hit.version.position), "ordinal": hit.version.ordinal},
+        "body": hit.body,
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):  # `asdict` opens a position, too
+        return str(Lsn(**value))
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, status_code=503)
+
+
+async def _add_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    response = await call_next(request)
+    response.headers.update(_HEADERS)
+    return response
