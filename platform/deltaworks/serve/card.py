@@ -70,13 +70,13 @@ def marked(text: str, result: SearchResult) -> Markup:
     >>> marked("The <Godfather>", SearchResult(words=("godf",)))
     Markup('The &lt;<mark>Godfather</mark>&gt;')
     """
-    pieces: list[Markup] = []
+    pieces = Markup()
     at = 0
     for word in _WORD.finditer(text):
         if _is_match(word[0], result.words, result.is_close):
-            pieces += (escape(text[at : word.start()]), Markup("<mark>{}</mark>").format(word[0]))
+            pieces += escape(text[at : word.start()]) + Markup("<mark>") + escape(word[0]) + Markup("</mark>")
             at = word.end()
-    return Markup("").join([*pieces, escape(text[at:])])
+    return pieces + escape(text[at:])
 
 
 def fact_text(fact: Fact, value: Any) -> str:  # Any: a document is any JSON-like value

@@ -13,20 +13,20 @@
 It only reads files that other processes write, so it starts before them and outlives them.
 """
 
-import asyncio
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from importlib.resources import as_file, files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from granian import Granian
 from granian.constants import Interfaces
-from granian.server.embed import Server
+from granian.log import LogLevels
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
 
@@ -94,19 +94,19 @@ def run(config: Config) -> None:
         PortInUseError: somebody else listens there; found out before anything starts.
         NoAppToServeError: see `build`.
     """
-    app = build(config)
+    _served_app(config)
     _check_port(config.serve)
-    asyncio.run(_serve(app, config.serve))
-
-
-async def _serve(app: FastAPI, where: ServeConfig) -> None:
-    server = Server(
-        app, address=where.host, port=where.port, interface=Interfaces.ASGI, websockets=False, log_access=False
+    server = Granian(
+        "deltaworks.serve.http:build",
+        address=config.serve.host,
+        port=config.serve.port,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        log_level=LogLevels.warning,
+        workers_kill_timeout=5,
     )
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    await server.serve()
+    # The worker is a process of its own, so it gets the configuration and makes its application from it.
+    server.serve(target_loader=partial(_build_in_worker, config), wrap_loader=False)
 
 
 def _check_port(where: ServeConfig) -> None:
@@ -121,6 +121,10 @@ def _check_port(where: ServeConfig) -> None:
                 f"cannot serve on {where.host!r} port {where.port!r}: {error.strerror}; stop the process that listens "
                 "there, or set another serve.port in deltaworks.yaml"
             ) from error
+
+
+def _build_in_worker(config: Config) -> FastAPI:
+    return build(config)
 
 
 def _served_app(config: Config) -> str:

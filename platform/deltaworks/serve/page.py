@@ -10,7 +10,7 @@ from deltaworks.serve.card import Card, card_of
 from deltaworks.serve.status import Status
 from deltaworks.store.search import SearchIndex, SearchReader, SearchResult
 
-PAGE_HITS = 30
+PAGE_HITS = 20
 _NEWEST_HITS = 8
 
 
