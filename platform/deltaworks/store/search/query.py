@@ -4,7 +4,7 @@ Every word must match somewhere; the last one may be unfinished. Scores are made
 not of word statistics, so that the order can be explained:
 
     per word, its best path   boost x 1 same word   x 0.8 begins with it   x 0.5 nearly it
-    per query, its best path  boost x 3 the whole value   x 1 the value begins with it
+    per query, its best path  boost x 2 the whole value   x 0.3 the value begins with it
     times                     log2(2 + damped popularity), between 1 and about 2.3
 """
 
@@ -15,7 +15,7 @@ from tantivy import Occur, Query, Schema
 MAX_WORDS = 12
 
 _SAME, _BEGINS, _NEARLY = 1.0, 0.8, 0.5
-_WHOLE, _WHOLE_BEGINS = 3.0, 1.0
+_WHOLE, _WHOLE_BEGINS = 2.0, 0.3
 _FUZZY_FROM_CHARS = 4
 _TWO_TYPOS_FROM_CHARS = 8
 
