@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -165,7 +166,7 @@ def test_reading_goes_on_after_a_sequence(writer: LogWriter, reader: LogReader) 
 def test_offsets_and_positions_are_gapless(writer: LogWriter, reader: LogReader) -> None:
     append_run(writer, 20)
     headers = [stored.header for stored in reader.read(after_sequence=-1)]
-    for before, after in zip(headers, headers[1:], strict=False):
+    for before, after in pairwise(headers):
         assert after.offset == before.next_offset
         assert after.previous_position == before.position
 

@@ -1,5 +1,6 @@
 """What only a log on a disk can get wrong: crashes, full disks, damage, other processes."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -9,16 +10,14 @@ import textwrap
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log.appending import append
 
-from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log.change_log import (
     CorruptLogError,
     FencedError,
-    Group,
     LogFailedError,
     LogFormatError,
     LogFullError,
@@ -26,43 +25,17 @@ from deltaworks.log.change_log import (
 )
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.segment import segments
-from deltaworks.position import Lsn
-from deltaworks.schema import Column, TableName, TableSchema
 from deltaworks.testing.faults import fail_at
 
-TABLE = TableSchema(
-    name=TableName("public", "movie"),
-    columns=(Column(name="id", type=pa.int64(), source_type="bigint", nullable=False),),
-    key=("id",),
-)
 CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_local_log import append
+from log.appending import append
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.testing.faults import kill_at
 folder = Path({folder!r})
 """
-
-
-def append(writer: LocalLogWriter, ids: list[int]) -> int:
-    """Append one group that holds these ids; its sequence."""
-    count = len(ids)
-    rows = {
-        "_op": ["c"] * count,
-        "_commit": [1] * count,
-        "_ordinal": list(range(count)),
-        "_txid": [1] * count,
-        "_committed_at": [0] * count,
-        "_unchanged": [None] * count,
-        "_old_key": [None] * count,
-        "id": ids,
-    }
-    batch = ChangeBatch(TABLE, pa.RecordBatch.from_pydict(rows, schema=change_schema(TABLE)))
-    end = writer.end()
-    position = Lsn(end.position.value + 1)
-    return writer.append(Group(batches=(batch,), position=position, previous_position=end.position)).sequence
 
 
 def read_ids(folder: Path, after_sequence: int = -1) -> list[list[int]]:
@@ -81,7 +54,7 @@ def last_segment(folder: Path) -> Path:
 
 
 def run_child(folder: Path, code: str) -> "subprocess.CompletedProcess[str]":
-    head = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder))
+    head = CHILD.format(tests=str(Path(__file__).parent.parent), folder=str(folder))
     return subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -178,9 +151,11 @@ def test_a_flipped_bit_in_a_durable_group_is_never_read_as_data(
     content = bytearray(last_segment(folder).read_bytes())
     content[int(where * len(content))] ^= flip
     last_segment(folder).write_bytes(content)
-    with pytest.raises(CorruptLogError):
-        if reopen:
+    if reopen:
+        # Opening looks at headers and at the last group; damage behind them is found by who reads it.
+        with contextlib.suppress(CorruptLogError):
             LocalLogWriter.open(folder).close()
+    with pytest.raises(CorruptLogError):
         read_ids(folder)
 
 
@@ -204,7 +179,7 @@ def test_a_lost_tail_that_was_acknowledged_is_damage_and_not_a_torn_tail(tmp_pat
 
 def test_a_lost_segment_in_the_middle_is_never_stepped_over(tmp_path: Path) -> None:
     filled(tmp_path, 30, segment_bytes=4_000)
-    first, second, *_ = sorted(tmp_path.glob("*.segment"))
+    _, second, *_ = sorted(tmp_path.glob("*.segment"))
     second.unlink()
     reader = LocalLogReader(tmp_path)
     with pytest.raises(CorruptLogError, match="cannot find group"):
@@ -365,7 +340,7 @@ def test_a_reader_follows_a_log_that_was_made_anew(tmp_path: Path) -> None:
 
 def test_a_reader_in_another_process_wakes_soon_after_an_append(tmp_path: Path) -> None:
     filled(tmp_path, 1)
-    head = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    head = CHILD.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path))
     body = """
 import time
 reader = LocalLogReader(folder)
@@ -399,7 +374,7 @@ def test_asking_an_idle_log_for_its_end_is_cheap(tmp_path: Path) -> None:
 
 
 def test_readers_see_whole_groups_only_while_another_process_appends(tmp_path: Path) -> None:
-    head = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    head = CHILD.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path))
     body = """
 writer = LocalLogWriter.open(folder, segment_bytes=50_000)
 for number in range(300):
