@@ -50,10 +50,6 @@ class Visibility(Protocol):
     def oldest_running(self) -> int:
         """Every transaction below this id had ended when the snapshot was taken."""
 
-    @property
-    def next_txid(self) -> int:
-        """No transaction from this id on had started."""
-
     def sees(self, txid: int) -> bool:
         """Whether the effects of this (top-level, committed) transaction are in the snapshot."""
 
@@ -64,10 +60,13 @@ class Running:
 
     A transaction may be in the source's log already and not be visible yet, for example while its
     commit waits for a synchronous standby. Every such transaction is one that `visible_in` does not
-    see, and it began at or after `oldest_began_at`; `None` when nothing runs.
+    see, and it began at or after `oldest_began_at`; `None` when nothing runs. Every transaction
+    that had started has an id below `next_txid`; a snapshot alone cannot say that, because it
+    knows only up to the newest one that has ended.
     """
 
     visible_in: Visibility
+    next_txid: int
     oldest_began_at: datetime | None
 
 

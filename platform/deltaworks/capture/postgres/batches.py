@@ -97,6 +97,7 @@ class SliceBuilder:
     """Set when the slice must be taken now, before the next message."""
     in_transaction: bool = False
     _tables: dict[int, "_TableRows | None"] = field(default_factory=dict)
+    _relations: dict[int, Relation] = field(default_factory=dict)
     _rows: dict[int, "_TableRows"] = field(default_factory=dict)
     _begun: Begin = _NO_TRANSACTION
     _pending_mark: str | None = None
@@ -157,6 +158,10 @@ class SliceBuilder:
             self._mark_committed_at_us = message.committed_at_us
 
     def _relation(self, message: Relation) -> None:
+        # The server repeats itself, e.g. after ANALYZE. Under identity full the message does not show the key.
+        if self._relations.get(message.id) == message and message.identity != "f":
+            return
+        self._relations[message.id] = message
         schema = self.describe(message)
         known = self._tables.get(message.id)
         if schema is None:

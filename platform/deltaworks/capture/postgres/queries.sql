@@ -110,8 +110,10 @@ select plugin::text as plugin,
 from pg_catalog.pg_replication_slots where slot_name = %(slot)s
 
 -- name: running
--- The snapshot of now and since when the oldest transaction of any database runs.
+-- The snapshot of now and since when the oldest transaction of any database runs. Our own transaction
+-- gets an id after the snapshot was taken, so every one that had started before has a smaller id.
 select pg_catalog.pg_current_snapshot()::text as snapshot,
+       pg_catalog.pg_current_xact_id()::text::bigint as next_txid,
        least((select min(xact_start) from pg_catalog.pg_stat_activity
               where backend_xid is not null and pid <> pg_backend_pid()),
              (select min(prepared) from pg_catalog.pg_prepared_xacts)) as oldest_began_at,

@@ -23,10 +23,13 @@ from deltaworks.capture.postgres.batches import SliceBuilder
 from deltaworks.capture.postgres.pgoutput import POSTGRES_EPOCH_US, decode
 from deltaworks.capture.source import Slice, SourceUnreachableError
 from deltaworks.errors import InvariantError
-from deltaworks.position import Lsn
+from deltaworks.position import START, Lsn
 
 LINGER_S = 0.015
 """How long a slice waits for more once it has something, on a busy source: one sync serves them all."""
+
+CONFIRM_EVERY_S = 0.5
+"""How often the server learns of newly durable positions, when it does not ask."""
 
 STATUS_EVERY_S = 5.0
 """How often the server hears from us; it gives up after `wal_sender_timeout`, 60 s by default."""
@@ -50,9 +53,10 @@ class PostgresStream:
     durable: Lsn
     clock: Callable[[], float] = time.monotonic
     _status_sent_at: float = 0.0
+    _durable_sent: Lsn = START
     _status_wanted: bool = False
     _busy_until: float = 0.0
-    _reported: Lsn = field(default=Lsn(0))
+    _reported: Lsn = START
     _poll: Any = field(init=False, repr=False)  # Any: the type of select.poll() has no name
 
     def __post_init__(self) -> None:
@@ -88,8 +92,7 @@ class PostgresStream:
     def confirm(self, position: Lsn) -> None:
         """Tell the server that it may forget what was committed at or before `position`."""
         self.durable = max(self.durable, position)
-        # Feedback on every call would cost a system call per group; the server needs it seldom.
-        if self._status_wanted or self.clock() - self._status_sent_at >= 1.0:
+        if self._status_wanted or self._is_status_due():
             self._send_status()
 
     def close(self) -> None:
@@ -149,9 +152,13 @@ class PostgresStream:
 
     def _keep_alive(self) -> None:
         # A wanted reply waits for the position to become durable, but not for long: no news is a reply too.
-        overdue = self.clock() - self._status_sent_at >= STATUS_EVERY_S
-        if overdue or (self._status_wanted and not self._has_news()):
+        if self._is_status_due() or (self._status_wanted and not self._has_news()):
             self._send_status()
+
+    def _is_status_due(self) -> bool:
+        # A status per group would be a system call per group; the server needs it seldom.
+        every_s = CONFIRM_EVERY_S if self.durable > self._durable_sent else STATUS_EVERY_S
+        return self.clock() - self._status_sent_at >= every_s
 
     def _send_status(self) -> None:
         clock_us = time.time_ns() // 1000 - POSTGRES_EPOCH_US
@@ -163,11 +170,12 @@ class PostgresStream:
         except psycopg.Error as error:
             raise _broken(error) from error
         self._status_sent_at = self.clock()
+        self._durable_sent = self.durable
         self._status_wanted = False
 
     def _wait(self, seconds: float) -> bool:
         """Wait until the socket has more; `False` when time is up."""
-        step = min(max(seconds, 0.0), STATUS_EVERY_S)
+        step = min(max(seconds, 0.0), CONFIRM_EVERY_S)
         if not self._poll.poll(step * 1000):
             return False
         try:

@@ -16,7 +16,8 @@ class Snapshot:
     """
 
     oldest_running: int
-    next_txid: int
+    first_unknown: int
+    """No transaction from this id on had ended; some may run without being listed."""
     running: frozenset[int]
 
     @classmethod
@@ -26,7 +27,7 @@ class Snapshot:
             oldest, following, running = text.split(":")
             return cls(
                 oldest_running=int(oldest),
-                next_txid=int(following),
+                first_unknown=int(following),
                 running=frozenset(int(txid) for txid in running.split(",") if txid),
             )
         except ValueError as error:
@@ -34,4 +35,4 @@ class Snapshot:
 
     def sees(self, txid: int) -> bool:
         """Whether the effects of this committed transaction are visible."""
-        return txid < self.oldest_running or (txid < self.next_txid and txid not in self.running)
+        return txid < self.oldest_running or (txid < self.first_unknown and txid not in self.running)

@@ -1,8 +1,11 @@
 """PostgreSQL 14 and newer as a source: publication, slot and pgoutput; dumps by key range."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
 
 import psycopg
 import pyarrow as pa
@@ -13,6 +16,7 @@ from deltaworks.capture.postgres import preflight
 from deltaworks.capture.postgres.batches import MARK_PREFIX, SliceBuilder, XidClock, read_columns
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
+    CatalogRow,
     describe_relation,
     describe_tables,
     find_published,
@@ -40,6 +44,9 @@ from deltaworks.schema import TableName, TableSchema
 COUNTED_BYTES = 64 << 20
 """Below this size a table without statistics is counted for the progress display; it takes milliseconds."""
 
+HELD_PATIENCE_S = 2.0
+"""The server notices only after a moment that the last reader of a slot has left."""
+
 logger = structlog.get_logger()
 
 
@@ -65,6 +72,14 @@ class PostgresSource:
             slot=config.slot or f"deltaworks_{name}",
         )
         self._connection: AnyConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def check(self) -> Sequence[Finding]:
         """Everything missing on the server, all at once; empty when it is ready."""
@@ -108,7 +123,7 @@ class PostgresSource:
         """
         with self._asking("read the slot") as connection:
             start = self._start_position(connection, resume_after)
-            following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).next_txid
+            following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).first_unknown
         replication = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} stream", replication=True)
         try:
             self._start_replication(replication, start)
@@ -172,10 +187,9 @@ class PostgresSource:
         """The transactions that run now, and since when."""
         with self._asking("ask for running transactions") as connection:
             row = query(connection, "running")[0]
-        snapshot = Snapshot.parse(row["snapshot"])
         # Another role's start times are hidden without pg_monitor; then any time is possible.
         began_at = datetime.min.replace(tzinfo=UTC) if row["hidden"] else row["oldest_began_at"]
-        return Running(visible_in=snapshot, oldest_began_at=began_at if snapshot.running else None)
+        return Running(visible_in=Snapshot.parse(row["snapshot"]), next_txid=row["next_txid"], oldest_began_at=began_at)
 
     def estimated_rows(self, table: TableName) -> int | None:
         """The statistics' row count; counted where there are none and the table is small."""
@@ -214,8 +228,22 @@ class PostgresSource:
         logger.info("creating the replication slot", source=self.name, slot=self._wanted.slot)
         connection.execute("select pg_catalog.pg_create_logical_replication_slot(%s, 'pgoutput')", [self._wanted.slot])
 
+    def _free_slot(self, connection: AnyConnection) -> CatalogRow | None:
+        """The slot, once nobody reads it."""
+        deadline = time.monotonic() + HELD_PATIENCE_S
+        while True:
+            slot = next(iter(query(connection, "slot", slot=self._wanted.slot)), None)
+            if slot is None or slot["active_pid"] is None:
+                return slot
+            if time.monotonic() > deadline:
+                raise SlotHeldError(
+                    f"cannot read slot {self._wanted.slot!r}: process {slot['active_pid']} of the server is on it; "
+                    "stop the other reader of this source"
+                )
+            time.sleep(0.05)
+
     def _start_position(self, connection: AnyConnection, resume_after: Lsn) -> Lsn:
-        slot, name = next(iter(query(connection, "slot", slot=self._wanted.slot)), None), self._wanted.slot
+        slot, name = self._free_slot(connection), self._wanted.slot
         mend = "the changes in between are lost to this log: capture the source into a new log, which dumps its tables"
         if slot is None or slot["confirmed"] is None:
             raise SlotInvalidatedError(f"cannot resume after {resume_after}: slot {name!r} is gone; {mend}")
@@ -224,8 +252,6 @@ class PostgresSource:
                 f"cannot resume after {resume_after}: the server recycled log that slot {name!r} had not read; "
                 f"drop the slot; {mend}"
             )
-        if slot["active_pid"] is not None:
-            raise SlotHeldError(f"cannot read slot {name!r}: process {slot['active_pid']} of the server is on it")
         confirmed = Lsn.parse(slot["confirmed"])
         if resume_after == START:
             return confirmed

@@ -101,7 +101,8 @@ def to_arrow(values: Sequence[Text | None], kind: pa.DataType) -> pa.Array:
     read = _reader(kind)
     try:
         return read(values, kind)
-    except (pa.ArrowInvalid, ValueError):
+    except (pa.ArrowInvalid, ValueError, UnheldValueError):
+        # An element of an array knows its place in the array only, so the row is looked for here too.
         raise _first_unheld(values, kind, read) from None
 
 
