@@ -285,7 +285,7 @@ class _Run:
         if self._pending() is None:
             return
         running = self._source.running()
-        self._fence = running.visible_in.next_txid
+        self._fence = running.next_txid
         if running.oldest_began_at is None:
             return
         recalled = list(self._groups_since(running.oldest_began_at, running.visible_in.oldest_running))
@@ -346,11 +346,11 @@ class _Run:
         One that wrote to a table before its changes were captured is in no stream. Once it has
         ended, every snapshot sees it, and the dump reads what it wrote.
         """
-        visible_in = self._source.running().visible_in
-        self._recent.forget_seen(visible_in)
+        running = self._source.running()
+        self._recent.forget_seen(running.visible_in)
         if self._fence is None:
-            self._fence = visible_in.next_txid
-        return visible_in.oldest_running >= self._fence
+            self._fence = running.next_txid
+        return running.visible_in.oldest_running >= self._fence
 
     def _begin(self, table: TableName, dump: TableDump) -> None:
         last_key = self._source.last_key(table)
