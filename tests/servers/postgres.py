@@ -13,6 +13,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from deltaworks.capture.postgres.source import PostgresSource
+from deltaworks.config import PostgresConfig
 from deltaworks.testing.postgres import PostgresServer
 
 TEMPLATE = "deltaworks_template"
@@ -29,6 +31,11 @@ class Database:
     @property
     def dsn(self) -> str:
         return self.server.dsn(self.name)
+
+    def source(self, *tables: str, name: str | None = None, **config: Any) -> PostgresSource:
+        """A source over these tables, named after the database so that its slot is its own."""
+        settings = {"kind": "postgres", "dsn": self.dsn, "tables": tables, **config}
+        return PostgresSource(name or self.name, PostgresConfig.model_validate(settings))
 
     def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
         """A connection in autocommit mode."""
