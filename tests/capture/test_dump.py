@@ -183,7 +183,7 @@ class Database:
 
     def snapshot(self) -> Snapshot:
         ids = frozenset(transaction.txid for transaction in self.running)
-        return Snapshot(oldest_running=min(ids, default=self.next_txid), next_txid=self.next_txid, running=ids)
+        return Snapshot(oldest_running=min(ids, default=self.next_txid), first_unknown=self.next_txid, running=ids)
 
     def write(self, action: str, key: int, other: int, value: str) -> None:
         """One statement in a transaction of its own; its commit record enters the log, visibility follows later."""

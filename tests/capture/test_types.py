@@ -1,0 +1,94 @@
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltaworks.capture.postgres.types import TypeFacts, UnheldValueError, arrow_type, parse_array, to_arrow
+
+
+def facts(base: str | None, modifier: int = -1, *, is_array: bool = False) -> TypeFacts:
+    return TypeFacts(source_type="as the server says", base=base, modifier=modifier, is_array=is_array)
+
+
+def numeric(precision: int, scale: int) -> TypeFacts:
+    """With the modifier as numeric.c makes it."""
+    return facts("numeric", (precision << 16 | scale & 0x7FF) + 4)
+
+
+@pytest.mark.parametrize(
+    ("type_facts", "expected"),
+    [
+        (numeric(10, 2), pa.decimal128(10, 2)),
+        (numeric(38, 38), pa.decimal128(38, 38)),
+        (numeric(39, 0), pa.string()),
+        (numeric(3, -2), pa.decimal128(5, 0)),
+        (numeric(3, 5), pa.decimal128(5, 5)),
+        (facts("numeric"), pa.string()),
+        (facts(None), pa.string()),
+        (facts("uuid"), pa.string()),
+        (facts("int4", is_array=True), pa.list_(pa.int32())),
+        (facts(None, is_array=True), pa.list_(pa.string())),
+    ],
+)
+def test_type_holds_every_value_exactly(type_facts: TypeFacts, expected: pa.DataType) -> None:
+    assert arrow_type(type_facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        (b"t", pa.bool_(), True),
+        (b"f", pa.bool_(), False),
+        (b"-32768", pa.int16(), -32768),
+        (b"9223372036854775807", pa.int64(), 9223372036854775807),
+        (b"-Infinity", pa.float64(), float("-inf")),
+        (b"1e-45", pa.float32(), 1.401298464324817e-45),
+        (b"-0.05", pa.decimal128(10, 2), Decimal("-0.05")),
+        (b"0044-03-15", pa.date32(), date(44, 3, 15)),
+        (b"2020-01-01 00:00:00.1", pa.timestamp("us"), datetime(2020, 1, 1, 0, 0, 0, 100000)),  # noqa: DTZ001
+        (b"9999-12-31 23:59:59.999999+00", pa.timestamp("us", "UTC"), datetime(9999, 12, 31, 23, 59, 59, 999999, UTC)),
+        (rb"\x00ff", pa.binary(), b"\x00\xff"),
+        (b"{}", pa.list_(pa.int32()), []),
+        (b"{t,NULL,f}", pa.list_(pa.bool_()), [True, None, False]),
+        (rb'{"\\x00ff",NULL}', pa.list_(pa.binary()), [b"\x00\xff", None]),
+        (b'{"2020-01-01 00:00:00+00"}', pa.list_(pa.timestamp("us", "UTC")), [datetime(2020, 1, 1, tzinfo=UTC)]),
+    ],
+)
+def test_text_reads_as_its_value(text: bytes, kind: pa.DataType, value: object) -> None:
+    assert to_arrow([text, None], kind).to_pylist() == [value, None]
+
+
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int32(), pa.binary(), pa.list_(pa.string()), pa.timestamp("us")])
+def test_no_rows_are_an_empty_column(kind: pa.DataType) -> None:
+    assert to_arrow([], kind).equals(pa.array([], kind))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "reason"),
+    [
+        (b"infinity", pa.date32(), "infinity"),
+        (b"-infinity", pa.timestamp("us", "UTC"), "infinity"),
+        (b"10000-01-01", pa.date32(), "year"),
+        (b"0044-03-15 BC", pa.date32(), "year"),
+        (b"0044-03-15 00:00:00+00 BC", pa.timestamp("us", "UTC"), "year"),
+        (b"NaN", pa.decimal128(10, 2), "NaN"),
+        (b"\xff", pa.string(), "UTF-8"),
+        (b"{{1,2},{3,4}}", pa.list_(pa.int32()), "dimension"),
+        (b"[0:1]={1,2}", pa.list_(pa.int32()), "start at 1"),
+        (b"{infinity}", pa.list_(pa.date32()), "infinity"),
+        (b"maybe", pa.bool_(), "does not read"),
+    ],
+)
+def test_value_outside_of_arrow_is_refused_with_its_place(text: bytes, kind: pa.DataType, reason: str) -> None:
+    with pytest.raises(UnheldValueError, match=reason) as caught:
+        to_arrow([None, text], kind)
+    assert caught.value.index == 1
+
+
+@given(st.lists(st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))))
+def test_array_is_read_as_it_was_quoted(items: list[str | None]) -> None:
+    quoted = ["NULL" if item is None else '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items]
+    assert parse_array("{" + ",".join(quoted) + "}") == items
