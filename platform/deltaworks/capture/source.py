@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from deltaworks.capture.snapshot import SourceSnapshot
 from deltaworks.change import ChangeBatch
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import Lsn
@@ -176,6 +177,9 @@ class Source(Protocol):
 
     def mark(self, mark_id: str) -> None:
         """Commit a marker into the source's log; it comes back as `Slice.mark`."""
+
+    def snapshot(self) -> AbstractContextManager[SourceSnapshot]:
+        """All captured tables as of one exact position; see `SnapshotSource`."""
 
     def close(self) -> None:
         """Let go of every connection; the next call opens what it needs again."""

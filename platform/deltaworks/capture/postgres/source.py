@@ -29,6 +29,7 @@ from deltaworks.capture.postgres.connect import connect, translated
 from deltaworks.capture.postgres.pgoutput import Relation
 from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.postgres.still import PostgresSnapshot, take_snapshot
 from deltaworks.capture.source import (
     Chunk,
     Finding,
@@ -209,6 +210,12 @@ class PostgresSource:
         """Commit a marker into the WAL; it comes back as `Slice.mark`."""
         with self._asking("write a mark") as connection:
             connection.execute("select pg_catalog.pg_logical_emit_message(true, %s, %s)", [MARK_PREFIX, mark_id])
+
+    def snapshot(self) -> AbstractContextManager[PostgresSnapshot]:
+        """All captured tables as of one exact position of the WAL, over connections of its own."""
+        return take_snapshot(
+            self._dsn, name=self.name, tables=self._wanted.tables, publication=self._wanted.publication
+        )
 
     def close(self) -> None:
         """Let go of the connection; the next call opens a new one."""
