@@ -88,7 +88,7 @@ def release(
             version=candidate,
             released_at=datetime.now(UTC),
             views=dict(views),
-            positions=_positions(connection, candidate),
+            positions=loaded_positions(connection, candidate),
             evidence_hash=digest,
             evidence=json.loads(text),
         )
@@ -116,6 +116,16 @@ def releases(lake: Lake, *, limit: int = 20) -> tuple[Release, ...]:
     return tuple(_read(row) for row in lake.connection.execute(_SQL["newest"], [limit]).fetchall())
 
 
+def loaded_positions(connection: duckdb.DuckDBPyConnection, version: int) -> dict[str, Lsn]:
+    """How far each log was loaded in a version of the lake."""
+    try:
+        rows = connection.execute(_SQL["positions"].format(version=int(version))).fetchall()
+    except duckdb.CatalogException:
+        # Nothing had been loaded by `load` in that version.
+        return {}
+    return {log: Lsn(position) for log, position in rows}
+
+
 def _swap_views(connection: duckdb.DuckDBPyConnection, views: Mapping[str, str], version: int) -> None:
     present = {name for (name,) in connection.execute(_SQL["present_views"]).fetchall()}
     for name in sorted(present - set(views)):
@@ -135,15 +145,6 @@ def _not_there(connection: duckdb.DuckDBPyConnection, view: str, table: str, ver
         f"cannot release view {view!r}: version {version} of the lake has no table {table!r}; "
         f"now there are {known or 'none'}; load it first or take the view out"
     )
-
-
-def _positions(connection: duckdb.DuckDBPyConnection, version: int) -> dict[str, Lsn]:
-    try:
-        rows = connection.execute(_SQL["positions"].format(version=int(version))).fetchall()
-    except duckdb.CatalogException:
-        # Nothing had been loaded by `load` in that version.
-        return {}
-    return {log: Lsn(position) for log, position in rows}
 
 
 def _next_id(connection: duckdb.DuckDBPyConnection) -> int:

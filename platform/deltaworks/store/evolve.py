@@ -30,15 +30,15 @@ class SchemaConflictError(TerminalError):
     """A lake table cannot take the shape that its source table has now."""
 
 
-def evolve(connection: duckdb.DuckDBPyConnection, *, schema: str, table: TableSchema) -> str:
+def evolve(connection: duckdb.DuckDBPyConnection, *, schema: str, table: TableSchema, database: str = "lake") -> str:
     """Create or alter the lake's table so that it takes rows of `table`; returns its quoted name.
 
     Raises:
         SchemaConflictError: a type changed in a way the lake cannot follow, or names collide.
     """
-    name = quoted("lake", schema, table.name.short)
+    name = quoted(database, schema, table.name.short)
     wanted = _column_types(connection, table)
-    connection.execute(f"create schema if not exists {quoted('lake', schema)}")
+    connection.execute(f"create schema if not exists {quoted(database, schema)}")
     columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in wanted.items())
     connection.execute(f"create table if not exists {name} ({columns})")
     present = {str(row[0]): str(row[1]) for row in connection.execute(f"describe {name}").fetchall()}

@@ -12,24 +12,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Any
 
 import duckdb
 
 from deltaworks import faults
-from deltaworks.change import ChangeBatch
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.position import START, Lsn
-from deltaworks.schema import TableName
 from deltaworks.store import statements
-from deltaworks.store.apply import Applied, apply
-from deltaworks.store.evolve import evolve
+from deltaworks.store.apply import Applied
 from deltaworks.store.lake import SYSTEM_SCHEMA, Lake, quoted
-
-SLICE_CHANGES = 500_000
-"""Changes applied at a time: about 100 MB of 20-column rows, and few enough statements."""
+from deltaworks.store.tables import Tables, slices
 
 _SQL = statements.read("load.sql")
 
@@ -180,66 +174,15 @@ def _load(
     connection.execute(_SQL["create_book"])
     before = after = _last(connection, log)
     applied: defaultdict[str, Applied] = defaultdict(Applied)
-    tables = _Tables(connection, log, applied_up_to=before.position)
-    for groups in _slices(groups_between(reader, log=log, after=before, up_to_sequence=up_to_sequence)):
-        for name, done in tables.apply(groups).items():
+    tables = Tables(connection, schema=log, applied_up_to=before.position)
+    for groups in slices(groups_between(reader, log=log, after=before, up_to_sequence=up_to_sequence)):
+        for name, done in tables.apply(batch for group in groups for batch in group.batches).items():
             applied[name] += done
         header = groups[-1].header
         after = LastLoad(sequence=header.sequence, next_offset=header.next_offset, position=header.position)
     _remember(connection, log, before, after)
     faults.reach("load.before_commit")
     return before, after, {name: _table_load(connection, log, name, done) for name, done in applied.items()}
-
-
-def _slices(groups: Iterator[StoredGroup]) -> Iterator[list[StoredGroup]]:
-    """Whole groups, at least `SLICE_CHANGES` together but for the last slice."""
-    held: list[StoredGroup] = []
-    held_changes = 0
-    for group in groups:
-        held.append(group)
-        held_changes += group.header.next_offset - group.header.offset
-        if held_changes >= SLICE_CHANGES:
-            yield held
-            held, held_changes = [], 0
-    if held:
-        yield held
-
-
-class _Tables:
-    """The lake's tables of one log, inside one transaction."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, log: str, *, applied_up_to: Lsn) -> None:
-        self._connection = connection
-        self._log = log
-        self._applied_up_to = applied_up_to.value
-        self._shapes: dict[TableName, Any] = {}  # the TableSchema that the lake's table was last brought to
-
-    def apply(self, groups: list[StoredGroup]) -> dict[str, Applied]:
-        """Apply groups in order, each table by itself: tables share no rows."""
-        batches: defaultdict[TableName, list[ChangeBatch]] = defaultdict(list)
-        for group in groups:
-            for batch in group.batches:
-                batches[batch.schema.name].append(batch)
-        done = {name.short: self._apply_table(changes) for name, changes in batches.items()}
-        self._applied_up_to = max(self._applied_up_to, groups[-1].header.position.value)
-        return done
-
-    def _apply_table(self, batches: list[ChangeBatch]) -> Applied:
-        total = Applied()
-        # A window has one shape: changes from before and after an ALTER TABLE are applied apart.
-        for schema, run in groupby(batches, key=lambda batch: batch.schema):
-            if self._shapes.get(schema.name) != schema:
-                evolve(self._connection, schema=self._log, table=schema)
-                self._shapes[schema.name] = schema
-            target = quoted("lake", self._log, schema.name.short)
-            total += apply(
-                self._connection,
-                target=target,
-                schema=schema,
-                batches=list(run),
-                applied_up_to=self._applied_up_to,
-            )
-        return total
 
 
 def _last(connection: duckdb.DuckDBPyConnection, log: str) -> LastLoad:
