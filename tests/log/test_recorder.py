@@ -361,19 +361,21 @@ def test_commit_that_is_logged_but_not_visible_yet_wins_over_the_dump(server_fol
                     raise Crash
 
             faults.arm("dump.after_select", at_select)
-            if dies:
-                with pytest.raises(Crash):
-                    record(log, first)
-                faults.disarm()
-            record(log, second)
-            # The whole dump was read while the old row was what a SELECT shows.
-            assert database.rows("select v from t where id = 3") == [("old",)]
-            assert sorted(ops(log)) == [("r", 1), ("r", 2), ("u", 3)]
-            database.execute("alter system reset synchronous_standby_names", "select pg_reload_conf()")
+            try:
+                if dies:
+                    with pytest.raises(Crash):
+                        record(log, first)
+                    faults.disarm()
+                record(log, second)
+                # The whole dump was read while the old row was what a SELECT shows.
+                assert database.rows("select v from t where id = 3") == [("old",)]
+                assert sorted(ops(log)) == [("r", 1), ("r", 2), ("u", 3)]
+            finally:
+                first.close()
+                second.close()
+                database.execute("alter system reset synchronous_standby_names", "select pg_reload_conf()")
             stalled[0].result(timeout=DEADLINE_S)
         assert replay(log, "t") == table_of(database, "t")
-        first.close()
-        second.close()
 
 
 def test_slot_ahead_of_the_log_stops_capture(
