@@ -63,6 +63,7 @@ class SearchWriter:
         self._schema = index_schema(spec)
         self._writer: tantivy.IndexWriter | None = writer
         self._searcher = index.searcher()
+        self._has_failed = False
         self._pending: dict[str, Version] = {}
         self._freshness = FreshnessRecord.load(folder) or FreshnessRecord(flushed_at=datetime.now(UTC))
         self._newest = self._freshness.committed_at
@@ -112,12 +113,12 @@ class SearchWriter:
         """
         writer = self._open_writer()
         if self._pending:
-            faults.reach("search.before_commit")
             try:
+                faults.reach("search.before_commit")
                 writer.commit()
             except (OSError, RuntimeError, ValueError) as error:
-                # Documents since the last commit may be lost, so this writer must not claim them by a later flush.
-                self._writer = None
+                # Documents since the last commit may be lost: a later flush of this writer must not claim them.
+                self._has_failed = True
                 raise IndexWriteError(
                     f"cannot commit the search index {str(self._folder)!r}: {error}; check the disk, then start the "
                     "app again: it goes on from its checkpoint"
@@ -135,15 +136,17 @@ class SearchWriter:
     def close(self) -> None:
         """Let another writer in; what was not flushed is dropped. A second call does nothing."""
         if self._writer is not None:
-            self._writer.rollback()
+            if not self._has_failed:
+                self._writer.rollback()
             # Merges that run now hold the lock, so the index is free only when they have ended.
             self._writer.wait_merging_threads()
             self._writer = None
 
     def _open_writer(self) -> tantivy.IndexWriter:
-        if self._writer is None:
+        if self._writer is None or self._has_failed:
+            state = "failed" if self._has_failed else "was closed"
             raise IndexWriteError(
-                f"cannot write the search index {str(self._folder)!r}: this writer is closed; open it again"
+                f"cannot write the search index {str(self._folder)!r}: this writer {state}; open it again"
             )
         return self._writer
 

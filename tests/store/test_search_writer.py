@@ -1,0 +1,316 @@
+"""The search index as a sink: versions, tombstones, crashes. The oracle is a dict."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from deltaworks.config import AppConfig, Config, PostgresConfig
+from deltaworks.position import Lsn, Version
+from deltaworks.process.sink import Document
+from deltaworks.store.search import SearchIndex, SearchReader, SearchWriter
+from deltaworks.store.search.spec import SearchSpecError
+from deltaworks.store.search.writer import IndexHeldError, IndexLayoutError, IndexWriteError, UnsupportedBodyError
+from deltaworks.testing.faults import fail_at
+
+SPEC = SearchIndex("movies", text={"title": 3.0, "cast.name": 1.0}, popularity="votes")
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def document(key: Any, position: int, title: str | None, *, ordinal: int = 0, **more: Any) -> Document:
+    return Document(
+        key=key,
+        version=Version(Lsn(position), ordinal),
+        committed_at=NOON + timedelta(seconds=position),
+        body=None if title is None else {"title": title, **more},
+    )
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[SearchWriter]:
+    writer = SearchWriter.open(tmp_path, SPEC)
+    yield writer
+    writer.close()
+
+
+def titles(folder: Path, keys: list[Any]) -> list[str]:
+    return [hit.body["title"] for hit in SearchReader(folder).documents(keys)]
+
+
+def test_the_declaration_opens_a_sink_in_the_folder_of_the_app(tmp_path: Path) -> None:
+    config = Config(
+        home=tmp_path,
+        sources={"studio": PostgresConfig(kind="postgres", dsn="host=nowhere", tables=("movie",))},  # type: ignore[arg-type]
+        apps={"movie_search": AppConfig(module="studio.movie_search:movies", source="studio")},
+    )
+    sink = SPEC.open(app="movie_search", key="movie_id", config=config)
+    sink.write([document(1, 5, "Alien")])
+    sink.flush(up_to=Lsn(5))
+    sink.close()
+    assert sink.name == "movies"
+    assert titles(config.index_folder("movie_search"), [1]) == ["Alien"]
+
+
+def test_nothing_is_visible_before_the_flush(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.write([document(1, 5, "Alien")])
+    assert titles(tmp_path, [1]) == []
+    writer.flush(up_to=Lsn(5))
+    assert titles(tmp_path, [1]) == ["Alien"]
+
+
+def test_a_smaller_version_is_ignored_and_an_equal_one_written_again(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.write([document(1, 5, "five", ordinal=1)])
+    writer.write([document(1, 5, "stale", ordinal=0)])
+    writer.flush(up_to=Lsn(5))
+    assert titles(tmp_path, [1]) == ["five"]
+    writer.write([document(1, 4, "stale", ordinal=9)])
+    writer.write([document(1, 5, "five again", ordinal=1)])
+    writer.flush(up_to=Lsn(5))
+    assert titles(tmp_path, [1]) == ["five again"]
+    writer.write([document(1, 6, "six")])
+    writer.flush(up_to=Lsn(6))
+    assert titles(tmp_path, [1]) == ["six"]
+
+
+def test_a_late_write_does_not_bring_a_deleted_document_back(tmp_path: Path) -> None:
+    for documents in (
+        [document(1, 5, "Alien"), document(2, 5, "Brazil", ordinal=1)],
+        [document(1, 7, None)],
+        [document(1, 6, "late")],
+        [document(2, 6, "Brazil, later")],
+    ):
+        writer = SearchWriter.open(tmp_path, SPEC)
+        writer.write(documents)
+        writer.flush(up_to=Lsn(7))
+        writer.close()
+    reader = SearchReader(tmp_path)
+    assert titles(tmp_path, [1, 2]) == ["Brazil, later"]
+    assert reader.search("late").total == 1
+    freshness = reader.freshness()
+    assert freshness is not None
+    assert freshness.document_count == 1
+    assert [hit.key for hit in reader.newest()] == ["2"]
+
+
+def test_a_deleted_document_comes_back_with_a_newer_version(tmp_path: Path, writer: SearchWriter) -> None:
+    for version, title in ((1, "Alien"), (2, None), (3, "Alien again")):
+        writer.write([document(1, version, title)])
+        writer.flush(up_to=Lsn(version))
+    assert titles(tmp_path, [1]) == ["Alien again"]
+
+
+def test_a_flush_records_what_it_reached_and_a_replay_does_not_take_it_back(
+    tmp_path: Path, writer: SearchWriter
+) -> None:
+    writer.write([document(1, 50, "Alien")])
+    writer.flush(up_to=Lsn(60))
+    freshness = SearchReader(tmp_path).freshness()
+    assert freshness is not None
+    assert (freshness.position, freshness.committed_at) == (Lsn(60), NOON + timedelta(seconds=50))
+    writer.close()
+    again = SearchWriter.open(tmp_path, SPEC)
+    again.write([document(1, 20, "old")])
+    again.flush(up_to=Lsn(20))
+    again.close()
+    later = SearchReader(tmp_path).freshness()
+    assert later is not None
+    assert (later.position, later.committed_at) == (Lsn(60), NOON + timedelta(seconds=50))
+
+
+def test_a_flush_without_documents_moves_the_position_alone(tmp_path: Path, writer: SearchWriter) -> None:
+    reader = SearchReader(tmp_path)
+    for position in (5, 9):
+        writer.flush(up_to=Lsn(position))
+        freshness = reader.freshness()
+        assert freshness is not None
+        assert (freshness.position, freshness.committed_at, freshness.document_count) == (Lsn(position), None, 0)
+
+
+def test_values_of_a_database_become_json(tmp_path: Path, writer: SearchWriter) -> None:
+    body = {"votes": Decimal("12"), "rating": Decimal("7.5"), "day": date(1979, 5, 25), "bad": float("nan")}
+    writer.write([document("tt1", 1, "Alien", **body)])
+    writer.flush(up_to=Lsn(1))
+    (hit,) = SearchReader(tmp_path).documents(["tt1"])
+    assert hit.body == {"title": "Alien", "votes": 12, "rating": 7.5, "day": "1979-05-25", "bad": None}
+    assert hit.version == Version(Lsn(1), 0)
+
+
+def test_a_value_without_a_json_form_is_refused_and_nothing_of_the_call_is_taken(
+    tmp_path: Path, writer: SearchWriter
+) -> None:
+    with pytest.raises(UnsupportedBodyError, match="'object'"):
+        writer.write([document(1, 1, "Alien"), document(2, 1, "Brazil", what=object())])
+    writer.flush(up_to=Lsn(1))
+    assert titles(tmp_path, [1, 2]) == []
+
+
+def test_keys_of_any_kind_are_apart(tmp_path: Path, writer: SearchWriter) -> None:
+    keys = [1, 11, "one", "a b", (1, "x"), "🎬"]
+    writer.write([document(key, 1, f"film {number}") for number, key in enumerate(keys)])
+    writer.write([document(1, 2, None)])
+    writer.flush(up_to=Lsn(2))
+    assert titles(tmp_path, keys) == [f"film {number}" for number in range(1, 6)]
+
+
+# Who may write, and to what.
+
+
+def test_a_second_writer_is_refused(tmp_path: Path, writer: SearchWriter) -> None:
+    with pytest.raises(IndexHeldError, match="stop that one"):
+        SearchWriter.open(tmp_path, SPEC)
+    writer.close()
+    SearchWriter.open(tmp_path, SPEC).close()
+
+
+def test_an_index_of_other_paths_says_how_to_rebuild_it(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.close()
+    other = SearchIndex("movies", text={"title": 3.0, "writers.name": 1.0}, popularity="votes")
+    with pytest.raises(IndexLayoutError, match=r"cast\.name.*writers\.name.*remove"):
+        SearchWriter.open(tmp_path, other)
+    boosted = SearchIndex("movies", text={"title": 9.0, "cast.name": 1.0}, popularity="votes")
+    SearchWriter.open(tmp_path, boosted).close()
+
+
+def test_an_index_of_something_else_is_refused(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.close()
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(IndexLayoutError, match="remove"):
+        SearchWriter.open(tmp_path, SPEC)
+
+
+def test_all_faults_of_a_declaration_are_reported_together() -> None:
+    with pytest.raises(SearchSpecError, match=r"boost of 'title'.*no identifier"):
+        SearchIndex("my movies", text={"title": 0})
+    with pytest.raises(SearchSpecError, match="text is empty"):
+        SearchIndex("movies", text={})
+
+
+def test_after_a_failed_commit_nothing_is_claimed(tmp_path: Path) -> None:
+    writer = SearchWriter.open(tmp_path, SPEC)
+    writer.write([document(1, 1, "Alien")])
+    writer.flush(up_to=Lsn(1))
+    writer.write([document(2, 2, "Brazil")])
+    with fail_at("search.before_commit", OSError("no space left")), pytest.raises(IndexWriteError, match="checkpoint"):
+        writer.flush(up_to=Lsn(2))
+    with pytest.raises(IndexWriteError):
+        writer.flush(up_to=Lsn(3))
+    writer.close()
+    freshness = SearchReader(tmp_path).freshness()
+    assert freshness is not None
+    assert freshness.position == Lsn(1)
+    again = SearchWriter.open(tmp_path, SPEC)
+    again.write([document(2, 2, "Brazil")])
+    again.flush(up_to=Lsn(2))
+    again.close()
+    assert titles(tmp_path, [1, 2]) == ["Alien", "Brazil"]
+
+
+# Crashes.
+
+
+@pytest.mark.parametrize("step", ["search.before_commit", "search.after_commit", "written"])
+def test_a_kill_leaves_one_commit_and_the_replay_mends_it(tmp_path: Path, step: str) -> None:
+    code = f"""
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+    from store.test_search_writer import SPEC, Lsn, SearchWriter, document
+    from deltaworks.faults import reach
+    from deltaworks.testing.faults import kill_at
+    writer = SearchWriter.open(Path({str(tmp_path)!r}), SPEC)
+    writer.write([document(key, 1, "first") for key in range(20)])
+    writer.flush(up_to=Lsn(1))
+    kill_at({step!r})
+    writer.write([document(key, 2, None if key % 2 else "second") for key in range(20)])
+    reach("written")
+    writer.flush(up_to=Lsn(2))
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+
+    reader = SearchReader(tmp_path)
+    freshness = reader.freshness()
+    assert freshness is not None
+    assert freshness.position == Lsn(1)
+    is_committed = step == "search.after_commit"
+    assert titles(tmp_path, list(range(20))) == (["second"] * 10 if is_committed else ["first"] * 20)
+
+    writer = SearchWriter.open(tmp_path, SPEC)
+    for version in (1, 2):
+        title = {1: "first", 2: "second"}[version]
+        writer.write([document(key, version, None if version == 2 and key % 2 else title) for key in range(20)])
+        writer.flush(up_to=Lsn(version))
+    writer.close()
+    assert titles(tmp_path, list(range(20))) == ["second"] * 10
+
+
+class IndexAgainstDict(RuleBasedStateMachine):
+    """Writes, deletes, replays, flushes, reopens and lost writers, in any order."""
+
+    KEYS = st.integers(0, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name)
+        self.writer = SearchWriter.open(self.folder, SPEC)
+        self.reader = SearchReader(self.folder)
+        self.flushed: dict[int, tuple[int, str | None]] = {}
+        self.written: dict[int, tuple[int, str | None]] = {}
+        self.has_flushed = False
+
+    @rule(
+        batch=st.dictionaries(
+            KEYS, st.tuples(st.integers(1, 8), st.none() | st.sampled_from(["Alien", "Brazil", "Cube"])), max_size=4
+        )
+    )
+    def write(self, batch: dict[int, tuple[int, str | None]]) -> None:
+        self.writer.write([document(key, version, title) for key, (version, title) in batch.items()])
+        for key, (version, title) in batch.items():
+            if key not in self.written or version >= self.written[key][0]:
+                self.written[key] = (version, title)
+
+    @rule()
+    def flush(self) -> None:
+        self.writer.flush(up_to=Lsn(8))
+        self.flushed = dict(self.written)
+        self.has_flushed = True
+
+    @rule()
+    def reopen(self) -> None:
+        self.writer.close()
+        self.writer = SearchWriter.open(self.folder, SPEC)
+        self.written = dict(self.flushed)
+
+    @invariant()
+    def readers_see_the_last_flush(self) -> None:
+        expected = {str(key): title for key, (_, title) in self.flushed.items() if title is not None}
+        found = {hit.key: hit.body["title"] for hit in self.reader.documents(list(range(6)))}
+        assert found == expected
+        for title in ("Alien", "Brazil", "Cube"):
+            keys = {hit.key for hit in self.reader.search(title).hits}
+            assert keys == {key for key, has in expected.items() if has == title}
+        freshness = self.reader.freshness()
+        assert (freshness is not None) == self.has_flushed
+        assert freshness is None or freshness.document_count == len(expected)
+
+    def teardown(self) -> None:
+        self.writer.close()
+        self.temporary.cleanup()
+
+
+IndexAgainstDict.TestCase.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+test_the_index_is_the_newest_version_of_every_key_as_of_the_last_flush = IndexAgainstDict.TestCase
