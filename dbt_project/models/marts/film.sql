@@ -8,12 +8,13 @@ with genres as (
 
 people as (
     select
-        movie_id,
-        list(name order by billing) filter (where role = 'director') as directors,
-        list(name order by billing) filter (where role = 'writer') as writers,
-        list(name order by billing) filter (where role = 'cast') as actors
-    from {{ ref('int_credit') }}
-    group by movie_id
+        credit.movie_id,
+        list(person.name order by credit.billing) filter (where credit.role = 'director') as directors,
+        list(person.name order by credit.billing) filter (where credit.role = 'writer') as writers,
+        list(person.name order by credit.billing) filter (where credit.role = 'cast') as actors
+    from {{ ref('stg_credit') }} as credit
+    inner join {{ ref('stg_person') }} as person on person.person_id = credit.person_id
+    group by credit.movie_id
 )
 
 select
