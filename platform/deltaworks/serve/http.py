@@ -13,7 +13,10 @@
 It only reads files that other processes write, so it starts before them and outlives them.
 """
 
+import ctypes
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -45,6 +48,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal this process gets when its parent dies."""
 
 
 class PortInUseError(TerminalError):
@@ -124,6 +130,9 @@ def _check_port(where: ServeConfig) -> None:
 
 
 def _build_in_worker(config: Config) -> FastAPI:
+    if sys.platform == "linux":
+        # A worker that outlived a killed server would keep the port; it only reads, so it may die at any moment.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     return build(config)
 
 
