@@ -1,0 +1,1 @@
+"""Lineage: which columns a column is made of."""
