@@ -181,6 +181,9 @@ class Source(Protocol):
     def snapshot(self) -> AbstractContextManager[SourceSnapshot]:
         """All captured tables as of one exact position; see `SnapshotSource`."""
 
+    def has_uncaptured(self) -> bool:
+        """Whether a stream would bring changes of the captured tables; `False` while another reader streams."""
+
     def close(self) -> None:
         """Let go of every connection; the next call opens what it needs again."""
 

@@ -124,3 +124,13 @@ select pg_catalog.pg_current_snapshot()::text as snapshot,
 -- The statistics' row count, -1 where there are none yet; the size tells whether counting is cheap.
 select reltuples::bigint as estimated, pg_catalog.pg_relation_size(oid) as bytes
 from pg_catalog.pg_class where oid = pg_catalog.to_regclass(%(table)s)
+
+-- name: uncaptured
+-- One row when the slot has an insert, update, delete or truncate of a published table. From version 15 on
+-- transactions without any are left out by the server, so the first message decides.
+select 1 as found
+from pg_catalog.pg_logical_slot_peek_binary_changes(
+       %(slot)s, null, case when current_setting('server_version_num')::int >= 150000 then 1 end,
+       'proto_version', '1', 'publication_names', quote_ident(%(publication)s))
+where pg_catalog.get_byte(data, 0) in (ascii('I'), ascii('U'), ascii('D'), ascii('T'))
+limit 1

@@ -217,6 +217,18 @@ class PostgresSource:
             self._dsn, name=self.name, tables=self._wanted.tables, publication=self._wanted.publication
         )
 
+    def has_uncaptured(self) -> bool:
+        """Whether the slot has changes of our tables to give; asking takes none of them."""
+        with self._asking("look into the slot") as connection:
+            slot = next(iter(query(connection, "slot", slot=self._wanted.slot)), None)
+            if slot is None:
+                return True
+            try:
+                found = query(connection, "uncaptured", slot=self._wanted.slot, publication=self._wanted.publication)
+            except errors.ObjectInUse:
+                return False
+        return bool(found)
+
     def close(self) -> None:
         """Let go of the connection; the next call opens a new one."""
         if self._connection is not None:
