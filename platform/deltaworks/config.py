@@ -34,16 +34,19 @@ class PostgresConfig(_Model):
     """A PostgreSQL database to capture from."""
 
     kind: Literal["postgres"]
+    """What speaks the source's protocol."""
     dsn: SecretStr
     """A libpq connection string or URL; the role needs REPLICATION and SELECT on the tables."""
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     """`name` or `schema.name`, in the order they are dumped."""
     slot: str | None = None
+    """The replication slot, made when it is missing; `deltaworks_<source>` when left out."""
     publication: str | None = None
-    """Both are `deltaworks_<source>` when left out."""
+    """The publication, made when it is missing and the role may; `deltaworks_<source>` when left out."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
     """Rows of a dump chunk; 5,000 keeps a chunk of 1 kB rows near 5 MB and tens of milliseconds."""
     owner: str = "data-platform"
+    """The team that owns the source's assets in Dagster."""
 
     @field_validator("tables")
     @classmethod
@@ -74,6 +77,7 @@ class AppConfig(_Model):
     module: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """`package.module:name_of_the_app`."""
     source: Name
+    """The source whose log it reads; the same that the app's module names."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the app's steps, e.g. the address of a service they call."""
 
@@ -82,7 +86,9 @@ class ServeConfig(_Model):
     """The HTTP server."""
 
     host: str = "127.0.0.1"
+    """The address it listens on; the loopback interface unless you say otherwise."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8400
+    """The TCP port."""
     app: Name | None = None
     """The app whose search index the search page shows; the only app when left out."""
 
@@ -93,9 +99,13 @@ class Config(_Model):
     home: Path = Path(".deltaworks")
     """The folder of all local state: log, lake, index, checkpoints."""
     sources: Annotated[Mapping[Name, PostgresConfig], Field(min_length=1)]
+    """The databases to capture, by name."""
     apps: Mapping[Name, AppConfig] = Field(default_factory=dict)
+    """The stream apps, by name."""
     lake: LakeConfig = Field(default_factory=LakeConfig)
+    """Where the lakehouse is."""
     serve: ServeConfig = Field(default_factory=ServeConfig)
+    """Where the search page is served."""
 
     def source(self, name: str) -> PostgresConfig:
         """The source of that name.

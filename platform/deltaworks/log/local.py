@@ -67,7 +67,7 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Where a segment ends: small enough to find the end of by its headers in about 0.1 s."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_LOCK_FILE = "lock"
+LOCK_FILE = "lock"
 
 logger = structlog.get_logger(__name__)
 
@@ -462,7 +462,7 @@ def _create_folder(folder: Path) -> None:
 
 
 def _take_lock(folder: Path) -> int:
-    lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,0 +1,71 @@
+"""What there is to do, composed from the configuration. The command line and Dagster both call this.
+
+| function   | when it returns                                                            |
+|------------|----------------------------------------------------------------------------|
+| `check`    | everything that keeps a source from being captured is listed               |
+| `capture`  | everything committed before the call is in the change log                  |
+| `process`  | the app has seen the log as of the call; its documents are in its sinks    |
+| `load`     | the lake holds a log's state at its end, in one commit                     |
+| `verify`   | source and lake were compared row by row at one position                   |
+| `expect`   | suites of expectations were run on one version of the lake                 |
+| `release`  | the views of `prod` show the version that was checked                      |
+| `behind`   | it is known whether there is anything to load                              |
+
+`capture` and `process` do the work in this process when no service is running. When one is, it
+holds the lease, and two would be one too many: they wait until the service has got there.
+"""
+
+from deltaworks.operate.app import (
+    Processed,
+    document_lineage,
+    follow_process,
+    lake_tables_of,
+    process,
+    tables_read_by,
+)
+from deltaworks.operate.lake import (
+    LakeMovedError,
+    Loaded,
+    LoadedTable,
+    expect,
+    is_released,
+    load,
+    open_lake,
+    release,
+    released,
+    verify,
+)
+from deltaworks.operate.lease import ServiceSlowError
+from deltaworks.operate.log import Captured, capture, check, follow_capture
+from deltaworks.operate.models import Model, describe_models
+from deltaworks.operate.progress import Behind, StatusRow, behind, status
+
+__all__ = [
+    "Behind",
+    "Captured",
+    "LakeMovedError",
+    "Loaded",
+    "LoadedTable",
+    "Model",
+    "Processed",
+    "ServiceSlowError",
+    "StatusRow",
+    "behind",
+    "capture",
+    "check",
+    "describe_models",
+    "document_lineage",
+    "expect",
+    "follow_capture",
+    "follow_process",
+    "is_released",
+    "lake_tables_of",
+    "load",
+    "open_lake",
+    "process",
+    "release",
+    "released",
+    "status",
+    "tables_read_by",
+    "verify",
+]

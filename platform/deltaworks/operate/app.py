@@ -1,0 +1,96 @@
+"""Apps: bring one to the end of the log, or be the service that keeps it there."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltaworks.config import Config
+from deltaworks.log.local import LocalLogReader
+from deltaworks.operate.lease import leased, wait_until
+from deltaworks.operate.log import OnProgress
+from deltaworks.position import Lsn
+from deltaworks.process.lineage import LINEAGE_FILE, Columns
+from deltaworks.process.lineage import read as read_lineage
+from deltaworks.process.registry import load_app
+from deltaworks.process.runner import STATE_FILE, AppHeldError, Runner
+from deltaworks.process.state import read_reached
+from deltaworks.store.lake_table import LakeTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """An app after a `process`. `held` and `dead` are entities that wait now."""
+
+    app: str
+    processed_by: str
+    position: Lsn
+    counts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        said = ", ".join(f"{value:,} {name}" for name, value in self.counts.items() if isinstance(value, int))
+        return f"{self.app}: processed by {self.processed_by} up to {self.position}: {said}"
+
+
+def process(config: Config, app: str, *, on_progress: OnProgress | None = None) -> Processed:
+    """Bring an app to the end of its source's log, by a drain here or by waiting for the service.
+
+    Raises:
+        ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
+        DeltaworksError: whatever the app's run raises.
+    """
+    target = LocalLogReader(config.log_folder(config.app(app).source)).end()
+    try:
+        runner = Runner.open(load_app(config, app), config=config, name=app)
+    except AppHeldError:
+        state = config.app_folder(app) / STATE_FILE
+        wait_until(lambda: read_reached(state) >= target.position, what=f"the process service of {app!r}")
+        return Processed(app=app, processed_by="the process service", position=read_reached(state))
+    with runner:
+        report = runner.drain(on_progress=_work_progress(app, on_progress))
+    return Processed(
+        app=app,
+        processed_by="this run",
+        position=report.position,
+        counts={
+            "changes": report.changes,
+            "documents": report.documents,
+            "removed": report.removed,
+            "enriched": report.enriched,
+            "retried": report.retried,
+            "held": report.held,
+            "dead": report.dead,
+        },
+    )
+
+
+def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
+    """Be the process service of an app: wait for the lease, then follow the log until `stop`."""
+    loaded = load_app(config, app)
+    with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
+        if runner is not None:
+            runner.follow(stop)
+
+
+def tables_read_by(config: Config, app: str) -> Sequence[str]:
+    """Short names of the source's tables that the app reads or looks up, in its order."""
+    loaded = load_app(config, app)
+    return list(dict.fromkeys(table.name.short for table in [*loaded.tables, *loaded.lookups]))
+
+
+def lake_tables_of(config: Config, app: str) -> Sequence[str]:
+    """The lake tables that the app's documents come to."""
+    return [sink.name for sink in load_app(config, app).sinks if isinstance(sink, LakeTable)]
+
+
+def document_lineage(config: Config, app: str) -> Mapping[str, Columns]:
+    """Which source columns each field of the app's documents was seen to depend on."""
+    return read_lineage(config.app_folder(app) / LINEAGE_FILE)
+
+
+def _work_progress(app: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(f"{app}: changes and documents", done, total)

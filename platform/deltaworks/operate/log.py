@@ -1,0 +1,117 @@
+"""The change log: bring it to now, or be the service that keeps it there."""
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deltaworks.capture.registry import open_source
+from deltaworks.capture.source import Finding, Source
+from deltaworks.config import Config
+from deltaworks.log import recorder
+from deltaworks.log.change_log import FencedError, LogReader
+from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.recorder import DumpProgress
+from deltaworks.operate.lease import leased, wait_until
+from deltaworks.position import Lsn
+from deltaworks.schema import TableSchema
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is worked on, how much is done, and how much there is as far as known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """The log after a `capture`. `changes` counts what this call added, by the table's full name."""
+
+    source: str
+    position: Lsn
+    offset: int
+    captured_by: str
+    changes: Mapping[str, int]
+    schemas: Sequence[TableSchema]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        added = sum(self.changes.values())
+        return f"{self.source}: {added:,} changes captured by {self.captured_by}, log at {self.position}"
+
+
+def check(config: Config, source: str) -> Sequence[Finding]:
+    """List what keeps the source from being captured."""
+    return _source(config, source).check()
+
+
+def capture(config: Config, source: str, *, on_progress: OnProgress | None = None) -> Captured:
+    """Bring the change log to now, by a drain here or by waiting for the service.
+
+    Raises:
+        ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
+        DeltaworksError: whatever capture raises.
+    """
+    database = _source(config, source)
+    folder = config.log_folder(source)
+    reader = LocalLogReader(folder)
+    before = reader.end()
+    captured_by = "this run"
+    try:
+        writer = LocalLogWriter.open(folder)
+    except FencedError:
+        captured_by = "the capture service"
+        _wait_for_service(database, reader)
+    else:
+        try:
+            recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress))
+        finally:
+            writer.close()
+    end = reader.end()
+    changes: dict[str, int] = {}
+    for header in reader.headers_backwards():
+        if header.sequence <= before.sequence:
+            break
+        for table, count in header.tables.items():
+            changes[table] = changes.get(table, 0) + count
+    return Captured(
+        source=source,
+        position=end.position,
+        offset=end.offset,
+        captured_by=captured_by,
+        changes=changes,
+        schemas=database.tables(),
+    )
+
+
+def follow_capture(config: Config, source: str, *, stop: threading.Event) -> None:
+    """Be the capture service: wait for the lease, then follow the source until `stop`.
+
+    Raises:
+        TerminalError: a person has to act; everything up to the log's end is safe.
+    """
+    folder = config.log_folder(source)
+    with leased(lambda: LocalLogWriter.open(folder), FencedError, stop=stop) as writer:
+        if writer is None:
+            return
+        recorder.follow(_source(config, source), writer, LocalLogReader(folder), stop=stop)
+
+
+def _dump_progress(on_progress: OnProgress | None) -> Callable[[DumpProgress], None] | None:
+    if on_progress is None:
+        return None
+
+    def tell(dump: DumpProgress) -> None:
+        total = dump.rows if dump.is_done else dump.estimated_rows
+        on_progress(f"dump {dump.table.short}", dump.rows, total or dump.rows)
+
+    return tell
+
+
+def _wait_for_service(database: Source, reader: LogReader) -> None:
+    """Commit a mark and wait until the log is past where we stood before it: it then has all that was visible."""
+    target = database.current_position()
+    database.mark(f"wait:{uuid.uuid4().hex}")
+    wait_until(lambda: reader.end().position >= target, what=f"the capture service of {database.name!r}")
+
+
+def _source(config: Config, source: str) -> Source:
+    return open_source(source, config.source(source))

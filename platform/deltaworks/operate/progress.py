@@ -1,0 +1,99 @@
+"""How far everything has got: what a load would bring, and one line for each log, app and lake."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from deltaworks.capture.registry import open_source
+from deltaworks.config import Config
+from deltaworks.gate.release import current_release
+from deltaworks.log.holder import holder_of
+from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.operate.lake import open_lake
+from deltaworks.process.runner import STATE_FILE
+from deltaworks.process.state import read_reached
+from deltaworks.store.lake import Lake
+from deltaworks.store.load import last_load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """Whether there is anything to load. `place` names the end that a load would reach; equal places need one load."""
+
+    is_behind: bool
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRow:
+    """One line of `deltaworks status`."""
+
+    what: str
+    position: str
+    offset: str
+    state: str
+
+
+def behind(config: Config, source: str) -> Behind:
+    """Compare a source with its log, where no service captures, and the logs of it and of its apps with the lake.
+
+    Offsets are compared, which count changes: a log that only notes a newer position is not ahead.
+
+    Raises:
+        SourceUnreachableError: no service captures and the source does not answer.
+    """
+    logs = [source, *(name for name, app in config.apps.items() if app.source == source)]
+    ends = {log: LocalLogReader(config.log_folder(log)).end().offset for log in logs}
+    place = " ".join(f"{log}@{offset}" for log, offset in ends.items())
+    with open_lake(config) as lake:
+        if any(last_load(lake, log).next_offset < offset for log, offset in ends.items()):
+            return Behind(is_behind=True, place=place)
+    if holder_of(config.log_folder(source) / LOCK_FILE) is None:
+        database = open_source(source, config.source(source))
+        try:
+            if database.has_uncaptured():
+                return Behind(
+                    is_behind=True, place=f"{place} and more in the database at {database.current_position()}"
+                )
+        finally:
+            database.close()
+    return Behind(is_behind=False, place=place)
+
+
+def status(config: Config) -> Sequence[StatusRow]:
+    """Every log, every app, and what is released."""
+    with open_lake(config) as lake:
+        return [*_logs(config, lake), *_apps(config), _release(lake)]
+
+
+def _logs(config: Config, lake: Lake) -> Iterator[StatusRow]:
+    for name in [*config.sources, *config.apps]:
+        end = LocalLogReader(config.log_folder(name)).end()
+        holder = holder_of(config.log_folder(name) / LOCK_FILE)
+        service = f"written by process {holder}" if holder is not None else "no writer"
+        yield StatusRow(what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=service)
+        loaded = last_load(lake, name)
+        missing = end.offset - loaded.next_offset
+        yield StatusRow(
+            what=f"lake {name}",
+            position=str(loaded.position),
+            offset=f"{loaded.next_offset:,}",
+            state="at the end of its log" if not missing else f"{missing:,} changes behind its log",
+        )
+
+
+def _apps(config: Config) -> Iterator[StatusRow]:
+    for name in config.apps:
+        reached = read_reached(config.app_folder(name) / STATE_FILE)
+        yield StatusRow(what=f"app {name}", position=str(reached), offset="", state="")
+
+
+def _release(lake: Lake) -> StatusRow:
+    release = current_release(lake)
+    if release is None:
+        return StatusRow(what="release", position="", offset="", state="nothing is released yet")
+    return StatusRow(
+        what="release",
+        position="",
+        offset="",
+        state=f"{release.id}: lake version {release.version}, {release.released_at:%F %T} UTC",
+    )
