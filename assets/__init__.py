@@ -1,0 +1,1 @@
+"""The states of the data as Dagster assets: captured → stored → enriched → modeled → released."""

@@ -1,0 +1,31 @@
+"""Asset keys: the state of the data, then where it comes from, then the table."""
+
+import dagster as dg
+
+
+def in_source(source: str, table: str) -> dg.AssetKey:
+    """A table in the source database; Dagster does not run it."""
+    return dg.AssetKey([source, table])
+
+
+def captured(source: str, table: str) -> dg.AssetKey:
+    """The changes of a table in the change log."""
+    return dg.AssetKey(["captured", source, table])
+
+
+def stored(source: str, table: str) -> dg.AssetKey:
+    """A table in the lake, in step with the log."""
+    return dg.AssetKey(["stored", source, table])
+
+
+def enriched(app: str, table: str) -> dg.AssetKey:
+    """What an app made of the changes, in the lake."""
+    return dg.AssetKey(["enriched", app, table])
+
+
+def modeled(model: str) -> dg.AssetKey:
+    """A dbt model."""
+    return dg.AssetKey(["modeled", model])
+
+
+RELEASED = dg.AssetKey("released")

@@ -1,0 +1,1 @@
+"""One file per outside thing. Only `environment.py` reads environment names."""
