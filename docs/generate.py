@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import deltaworks
 import typer.main
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import deltaworks
 from deltaworks.cli import app
 from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, ServeConfig
 from deltaworks.errors import DeltaworksError
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code and run `make docs`. -->\n\n"
@@ -56,7 +57,7 @@ def config_page() -> str:
         parts.append("| setting | type | default | meaning |\n|---|---|---|---|\n")
         for name, field in model.model_fields.items():
             default = "required" if field.is_required() else f"`{_default(field)}`"
-            kind = inspect.formatannotation(field.annotation).replace("|", "or").replace("deltaworks.config.", "")
+            kind = _kind(inspect.formatannotation(field.annotation))
             parts.append(f"| `{name}` | {kind} | {default} | {' '.join((field.description or '').split())} |\n")
     return "".join(parts)
 
@@ -100,6 +101,15 @@ def _below(kind: type[DeltaworksError]) -> Iterator[type[DeltaworksError]]:
 
 def _first_line(kind: type) -> str:
     return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _kind(annotation: str) -> str:
+    """A type in a word, for people who write YAML."""
+    words = {"Literal": "one of ", "Mapping": "mapping", "tuple": "list", "Secret": "text, secret", "Path": "path"}
+    for part, word in words.items():
+        if part in annotation:
+            return word + annotation.partition("[")[2].rstrip("]") if part == "Literal" else word
+    return {"str": "text", "int": "number"}.get(annotation.partition(" ")[0], "section")
 
 
 def _default(field: object) -> object:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from deltaworks.config import Config, ConfigError, load
 
 GOOD = """
@@ -86,7 +87,7 @@ def test_a_missing_file_names_itself_and_the_option(tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     config = loaded(tmp_path, GOOD)
-    with pytest.raises(ConfigError, match="no source 'x'.*known: shop"):
+    with pytest.raises(ConfigError, match=r"no source 'x'.*known: shop"):
         config.source("x")
-    with pytest.raises(ConfigError, match="no app 'x'.*known: search"):
+    with pytest.raises(ConfigError, match=r"no app 'x'.*known: search"):
         config.app("x")
