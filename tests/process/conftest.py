@@ -45,4 +45,4 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 def service() -> Iterator[FaultyService]:
     found = FaultyService()
     yield found
-    found.close()
+    found.stop()

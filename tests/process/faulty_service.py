@@ -32,19 +32,28 @@ class FaultyService:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
+        self.handler = Handler
+        self.port = 0
+        self.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"http://127.0.0.1:{self.port}"
 
-    def close(self) -> None:
-        self.server.shutdown()
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Refuse connections from now on; a second call does nothing."""
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
         self.server.server_close()
-        self.thread.join()
 
     def _answer(self, handler: BaseHTTPRequestHandler, ids: list[int]) -> None:
         fault = self.fault(ids)

@@ -2,8 +2,11 @@
 
 import json
 import sqlite3
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +18,8 @@ from deltaworks.change import CREATE, DELETE, READ, TRUNCATE, UPDATE, ChangeBatc
 from deltaworks.config import Config
 from deltaworks.log.change_log import Group, LogWriter
 from deltaworks.position import Lsn, Version
+from deltaworks.process.report import ProcessReport
+from deltaworks.process.runner import Runner
 from deltaworks.process.sink import Document
 from deltaworks.schema import Column, TableName, TableSchema
 
@@ -203,3 +208,23 @@ class TableSinkWriter:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    """Return as soon as it holds; fail the test when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.005)
+
+
+@contextmanager
+def following(runner: Runner) -> Iterator["Future[ProcessReport]"]:
+    """Follow the log in a thread; stops when the block ends, whatever happens in it."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        followed = pool.submit(runner.follow, stop)
+        try:
+            yield followed
+        finally:
+            stop.set()

@@ -85,6 +85,7 @@ class Step:
     kind: str
     function: Callable[..., Any]
     clients: tuple[str, ...]
+    is_async: bool
 
     @property
     def name(self) -> str:
@@ -95,11 +96,6 @@ class Step:
     def place(self) -> str:
         """File and line of the function."""
         return _place(self.function)
-
-    @property
-    def is_async(self) -> bool:
-        """Whether it is an `async def`."""
-        return inspect.iscoroutinefunction(self.function)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +257,7 @@ class App:
                     kind=step.kind,
                     function=step.function,
                     clients=step.clients,
+                    is_async=step.is_async,
                     into=into,
                     key=key,
                     batch=batch,
@@ -295,6 +292,7 @@ class App:
                     kind=step.kind,
                     function=step.function,
                     clients=step.clients,
+                    is_async=step.is_async,
                     column=column,
                     to=to,
                     timeout_s=timeout_s,
@@ -408,7 +406,8 @@ class App:
         parameters = list(inspect.signature(function).parameters)
         if not parameters:
             self._fail(function, f"{kind} hands it one argument, it takes none")
-        return Step(kind=kind, function=function, clients=tuple(parameters[1:]))
+        is_async = inspect.iscoroutinefunction(function)
+        return Step(kind=kind, function=function, clients=tuple(parameters[1:]), is_async=is_async)
 
     def _fail(self, function: Callable[..., Any], fault: str) -> NoReturn:
         raise AppError(f"app {self.name!r}, step {function.__name__!r} ({_place(function)}): {fault}")

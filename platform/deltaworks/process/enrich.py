@@ -20,8 +20,8 @@ from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
 from deltaworks.process.step import StepFault, call, fault_of
 
-_NARROWING_CALLS = 256
-"""Extra calls that one run may spend on narrowing: enough to find a dozen bad ids among 500, and no storm."""
+_NARROWING_CALLS = 128
+"""Extra calls that one run may spend on narrowing: enough to find seven bad ids among 500, and no storm."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -91,6 +91,11 @@ class Tally:
     lags: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
     log_lags: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))
 
+    @property
+    def settled(self) -> int:
+        """What got better: changes folded, documents written or removed, transitions taken."""
+        return self.changes + self.documents + self.removed + self.turns
+
     def report(self, *, held: int, dead: int, position: Lsn) -> ProcessReport:
         """The counts as a report."""
         return ProcessReport(

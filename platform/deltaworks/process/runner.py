@@ -20,7 +20,8 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -49,6 +50,8 @@ from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Wa
 from deltaworks.process.step import call, fault_of
 from deltaworks.schema import TableName, TableSchema
 
+STATE_FILE = "state.sqlite"
+"""In the folder of the app."""
 ENTITIES_PER_CYCLE = 2_000
 """Enough to fill the batches of an enrichment; few enough that a flush is never far."""
 CHANGES_PER_READ = 16_384
@@ -78,6 +81,7 @@ class Runner:
         app: App,
         name: str,
         log: LogReader,
+        schemas: Mapping[TableName, TableSchema],
         state: State,
         sinks: Sequence[Sink],
         pipeline: Pipeline,
@@ -99,10 +103,9 @@ class Runner:
         self._reached = self._checkpoint.reached
         self._flushed_at = 0.0
         self._known_schemas: dict[TableName, TableSchema] = {}
-        self._latest_schemas = _latest_schemas(log, app)
+        self._latest_schemas = schemas
         self._arrivals: dict[Key, tuple[int, datetime]] = {}
         self._tally = Tally()
-        app.check(self._latest_schemas.values(), is_complete=False)
 
     @classmethod
     def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
@@ -122,9 +125,12 @@ class Runner:
                 f"app {name!r} reads source {app.source!r}, but deltaworks.yaml says {settings.source!r}; "
                 f"set apps.{name}.source to {app.source!r}"
             )
+        reader = log or LocalLogReader(config.log_folder(app.source))
+        schemas = _latest_schemas(reader, app)
+        app.check(schemas.values(), is_complete=False)
         with ExitStack() as resources:
             resources.callback(os.close, _take_lock(config.app_folder(name), name))
-            state = State.open(config.app_folder(name) / "state.sqlite", app)
+            state = State.open(config.app_folder(name) / STATE_FILE, app)
             resources.callback(state.close)
             sinks = []
             for spec in app.sinks:
@@ -138,7 +144,8 @@ class Runner:
             runner = cls(
                 app=app,
                 name=name,
-                log=log or LocalLogReader(config.log_folder(app.source)),
+                log=reader,
+                schemas=schemas,
                 state=state,
                 sinks=sinks,
                 pipeline=Pipeline(app, name=name, clients=clients),
@@ -177,7 +184,7 @@ class Runner:
         deadline = time.monotonic() + patience_s
         attempt = 0
         while True:
-            settled = self._tally.changes, self._tally.documents, self._tally.removed
+            before = self._tally.settled
             try:
                 worked = self._cycle(up_to_sequence=end.sequence, on_progress=on_progress)
             except RetryableError:
@@ -187,9 +194,11 @@ class Runner:
                 time.sleep(_SINK_BACKOFF.delay_s(attempt))
                 continue
             attempt = 0
-            if settled != (self._tally.changes, self._tally.documents, self._tally.removed):
+            if before != self._tally.settled:
                 deadline = time.monotonic() + patience_s
-            if worked:
+                continue
+            is_stuck = time.monotonic() > deadline and not self._state.counts()[Standing.DIRTY]
+            if worked and not is_stuck:
                 continue
             next_try = self._state.next_try()
             delay_s = 0.0 if next_try is None else max(0.0, next_try - time.time())
@@ -376,13 +385,15 @@ class Runner:
         tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
         metrics.DOCUMENTS.labels(self._name).inc(len(outcome.documents))
         self._measure_lag([document.key for document in outcome.documents])
-        for setback in outcome.setbacks:
+        # One line for each fault, not for each entity: a service that is down sets back thousands.
+        faulty = Counter((item.step, item.error, item.next_try is None) for item in outcome.setbacks)
+        for (step, error, is_dead), count in faulty.items():
             logger.warning(
-                "entity set back" if setback.next_try is not None else "entity is a dead letter",
+                "entities are dead letters" if is_dead else "entities wait",
                 app=self._name,
-                step=setback.step,
-                error=setback.error,
-                attempts=setback.attempts,
+                step=step,
+                error=error,
+                count=count,
             )
         if outcome.setbacks:
             counts = self._state.counts()

@@ -99,6 +99,8 @@ def builder(declared: type) -> Callable[..., Any]:
     names = tuple(typing.get_type_hints(declared))
     if typing.is_typeddict(declared):
         return lambda *values: dict(zip(names, values, strict=True))
+    if all(not item.kw_only for item in dataclasses.fields(declared)):
+        return declared
     return lambda *values: declared(**dict(zip(names, values, strict=True)))
 
 
@@ -211,6 +213,8 @@ def _inner_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
     wanted = (float, int) if declared is float else declared
 
     def fault(value: Any) -> str | None:
+        if type(value) is declared:
+            return None
         # A bool is an int to Python, but not to a column; a datetime is a date likewise.
         right = isinstance(value, wanted) and not (isinstance(value, bool) and declared is not bool)
         if right and not (declared is date and isinstance(value, datetime)):
@@ -237,16 +241,19 @@ def _list_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
 def _record_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
     prefix = f"{where}." if where else "."
     checks = {name: checker(hint, where=prefix + name) for name, hint in typing.get_type_hints(declared).items()}
+    pairs = tuple(checks.items())
     is_dict = typing.is_typeddict(declared)
+    # A dict is told apart ten times as fast as a Mapping.
+    kind = dict if is_dict else declared
 
     def fault(value: Any) -> str | None:
-        if not isinstance(value, Mapping if is_dict else declared):
+        if not isinstance(value, kind):
             return f"{where}: expected {show(declared)}, got {type(value).__name__}"
         given = value if is_dict else vars(value) if hasattr(value, "__dict__") else _slots(value, checks)
         if given.keys() != checks.keys():
             missing, extra = sorted(checks.keys() - given.keys()), sorted(map(str, given.keys() - checks.keys()))
             return f"{where or show(declared)}: missing {missing}, not declared {extra}"
-        for name, check in checks.items():
+        for name, check in pairs:
             if (found := check(given[name])) is not None:
                 return found
         return None

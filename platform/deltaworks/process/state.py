@@ -20,7 +20,7 @@ write an older one.
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -535,6 +535,19 @@ _STATEMENTS = (
       attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text)
     """,
 )
+
+
+def read_reached(file: Path) -> Lsn:
+    """The position that the sinks of an app were told of, for another process than its runner's."""
+    if not file.exists():
+        return START
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            row = connection.execute("select reached from checkpoint").fetchone()
+        except sqlite3.OperationalError:
+            # The runner is creating the file at this moment.
+            return START
+    return START if row is None else Lsn(row[0])
 
 
 def _row_statements(table: Table[Any]) -> tuple[str, str]:

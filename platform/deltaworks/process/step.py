@@ -40,13 +40,13 @@ async def call(step: Step, argument: Any, clients: Mapping[str, Any], *, timeout
     Raises:
         TimeoutError: it took longer; a thread is left to end by itself.
     """
-    arguments = {name: clients[name] for name in step.clients}
+    arguments = {name: clients[name] for name in step.clients} if step.clients else {}
+    if timeout_s is None and not step.is_async:
+        return step.function(argument, **arguments)
     async with asyncio.timeout(timeout_s):
         if step.is_async:
             return await step.function(argument, **arguments)
-        if timeout_s is not None:
-            return await asyncio.to_thread(step.function, argument, **arguments)
-        return step.function(argument, **arguments)
+        return await asyncio.to_thread(step.function, argument, **arguments)
 
 
 def fault_of(step: Step, error: Exception) -> StepFault:
