@@ -7,6 +7,7 @@ Knows no log, no state and no sink, so the same code runs live, over a dump, and
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from deltaworks.process.app import App, Backoff, EnrichStep, Step
 from deltaworks.process.enrich import enrich
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
+from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.shape import checker, to_mapping
 from deltaworks.process.sink import Document
 from deltaworks.process.state import Loaded, Setback, Waiting
@@ -42,6 +44,8 @@ class Pipeline:
         self._clients = clients
         document_type = app.document_type()
         self._document_fault = None if document_type is None else checker(document_type)
+        self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
+        """The entities that came last to the transform step, with what enrichments found; for `lineage`."""
 
     async def run(self, waiting: Sequence[Waiting], loaded: Mapping[Key, Loaded]) -> Outcome:
         """Take each entity through the steps; nothing a step does reaches another entity."""
@@ -110,6 +114,7 @@ class Pipeline:
     async def _transform(self, entities: list[Entity[Any]], run: "_Run") -> None:
         step = self._app.transformation
         before = len(run.outcome.setbacks)
+        self.samples.extend(entities)
         for entity in entities:
             if step is None:
                 run.outcome.documents.append(_document(entity, entity.after))

@@ -37,11 +37,12 @@ from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.log.local import LocalLogReader
 from deltaworks.position import Lsn
-from deltaworks.process import metrics
+from deltaworks.process import lineage, metrics
 from deltaworks.process.app import App, Backoff, OnChangeStep
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.entity import Transition
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
+from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline, next_try_after
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.sink import Sink
@@ -87,6 +88,7 @@ class Runner:
         pipeline: Pipeline,
         clients: dict[str, Any],
         loop: asyncio.Runner,
+        lineage_file: Path,
         resources: ExitStack,
     ) -> None:
         """Use `open`."""
@@ -106,6 +108,8 @@ class Runner:
         self._latest_schemas = schemas
         self._arrivals: dict[Key, tuple[int, datetime]] = {}
         self._tally = Tally()
+        self._lineage_file = lineage_file
+        self._is_observed = False
 
     @classmethod
     def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
@@ -151,6 +155,7 @@ class Runner:
                 pipeline=Pipeline(app, name=name, clients=clients),
                 clients=clients,
                 loop=loop,
+                lineage_file=config.app_folder(name) / LINEAGE_FILE,
                 resources=ExitStack(),
             )
             runner._resources = resources.pop_all()
@@ -158,6 +163,8 @@ class Runner:
 
     def close(self) -> None:
         """Close clients and sinks and let another runner in; a second call does nothing."""
+        if self._pipeline.samples and not self._is_observed:
+            self._observe_lineage()
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -358,6 +365,14 @@ class Runner:
             self._state.settle((document.key for document in outcome.documents), outcome.setbacks)
         faults.reach("process.after_checkpoint")
         self._count(outcome, len(waiting))
+        if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
+            self._observe_lineage()
+
+    def _observe_lineage(self) -> None:
+        """Try out on a few entities which columns their documents are made of, for whoever asks."""
+        self._is_observed = True
+        seen = observe_in_loop(self._app, tuple(self._pipeline.samples), clients=self._clients)
+        lineage.save(self._loop.run(seen), self._lineage_file)
 
     def _flush(self, position: Lsn) -> None:
         for sink in self._sinks:
