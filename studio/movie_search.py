@@ -60,6 +60,7 @@ class Rating:
     metascore: int | None
     tomato_meter: int | None
     tomato_rating: float | None
+    tomato_reviews: int | None
     user_rating: float | None
 
 
@@ -89,6 +90,7 @@ class Ratings(TypedDict):
     metascore: int | None
     tomato_meter: int | None
     tomato_rating: float | None
+    tomato_reviews: int | None
     users: float | None
 
 
@@ -190,8 +192,8 @@ def film(movie: Entity[Movie]) -> Film:
 movies.sink(
     SearchIndex(
         "movies",
-        text={"title": 4.0, "directors.name": 2.0, "cast.name": 1.5, "writers.name": 1.0, "genres": 1.0},
-        popularity="rating.votes",
+        text={"title": 4.0, "directors.name": 2.0, "cast.name": 2.0, "writers.name": 1.0, "genres": 1.0},
+        popularity="rating.tomato_reviews",
         display=Display(
             title="title",
             line=(Fact("year", "year"), Fact("runtime", "runtime_min", "{:.0f} min"), Fact("rated", "certificate")),
@@ -225,6 +227,7 @@ def _ratings(marks: Rating) -> Ratings:
         metascore=marks.metascore,
         tomato_meter=marks.tomato_meter,
         tomato_rating=marks.tomato_rating,
+        tomato_reviews=marks.tomato_reviews,
         users=marks.user_rating,
     )
 
