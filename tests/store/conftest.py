@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from deltaworks import faults
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log.change_log import Group, LogReader
 from deltaworks.log.memory import MemoryLog
@@ -46,12 +45,6 @@ def lake(open_lake: OpenLake) -> Iterator[Lake]:
         yield lake
 
 
-@pytest.fixture(autouse=True)
-def _disarmed() -> Iterator[None]:
-    yield
-    faults.disarm()
-
-
 class Changes:
     """A table's changes, one call each, written as whole transactions into a log in memory."""
 
@@ -74,19 +67,27 @@ class Changes:
         self, transactions: Sequence[tuple[int, Sequence[dict[str, Any]]]], *, table: TableSchema | None = None
     ) -> None:
         """Append one group with these transactions."""
+        self.append(self.batch(transactions, table=table), position=transactions[-1][0])
+
+    def batch(
+        self, transactions: Sequence[tuple[int, Sequence[dict[str, Any]]]], *, table: TableSchema | None = None
+    ) -> ChangeBatch:
+        """The changes of these transactions."""
         table = table or self.table
         rows = [
             self._row(table, position, ordinal, change)
             for position, changes in transactions
             for ordinal, change in enumerate(changes)
         ]
-        batches = (ChangeBatch.from_arrow(pa.RecordBatch.from_pylist(rows, schema=change_schema(table))),)
+        return ChangeBatch.from_arrow(pa.RecordBatch.from_pylist(rows, schema=change_schema(table)))
+
+    def append(self, *batches: ChangeBatch, position: int) -> None:
+        """Append one group; batches without a change are left out."""
         self._writer.append(
             Group(
-                batches=batches if rows else (),
-                position=Lsn(transactions[-1][0]),
+                batches=tuple(batch for batch in batches if len(batch)),
+                position=Lsn(position),
                 previous_position=self._writer.end().position,
-                transaction_count=len(transactions),
             )
         )
 
@@ -111,6 +112,12 @@ def film() -> TableSchema:
         ),
         key=("film_id",),
     )
+
+
+@pytest.fixture(scope="session")
+def new_changes() -> type[Changes]:
+    """Starts a log of a table's changes."""
+    return Changes
 
 
 @pytest.fixture
