@@ -37,10 +37,11 @@ def follow(home: str, sink: str, url: str) -> None:
         runner.follow(threading.Event())
 
 
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-for _ in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        follow(*sys.argv[1:])
-        os._exit(0)
-    say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            follow(*sys.argv[1:])
+            os._exit(0)
+        say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

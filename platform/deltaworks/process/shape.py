@@ -154,6 +154,9 @@ def reads(declared: Any, column: pa.DataType) -> bool:  # Any: any declared type
 def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the state's values are int, float, str, bytes
     """A column as the state keeps it: values that SQLite holds as they are, so that equal means unchanged."""
     inner = _field("", declared).type
+    if inner is float and pa.types.is_decimal(column.type):
+        # Arrow's own cast makes 6.800000000000001 of 6.8; Python reads the nearest float.
+        return [None if text is None else float(text) for text in column.cast(pa.string()).to_pylist()]
     if inner is float:
         return [_plain_float(value) for value in column.cast(pa.float64()).to_pylist()]
     if inner in (Decimal, date, datetime):
