@@ -163,15 +163,18 @@ class Runner:
 
     def close(self) -> None:
         """Close clients and sinks and let another runner in; a second call does nothing."""
-        if self._pipeline.samples and not self._is_observed:
-            self._observe_lineage()
         self._resources.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            # After an error no step runs again: it may be what failed, and the error is what matters.
+            if kind is None and self._pipeline.samples and not self._is_observed:
+                self._observe_lineage()
+        finally:
+            self.close()
 
     # Running
 
