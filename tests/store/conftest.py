@@ -25,18 +25,19 @@ def extension_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_lake(tmp_path: Path, extension_folder: Path) -> OpenLake:
+def lake_settings(tmp_path: Path, extension_folder: Path) -> dict[str, Any]:
+    """Where the test's own lake is."""
+    return {
+        "catalog": f"sqlite:{tmp_path}/lake/catalog.sqlite",
+        "data": str(tmp_path / "lake" / "data"),
+        "extensions": extension_folder,
+    }
+
+
+@pytest.fixture
+def open_lake(lake_settings: dict[str, Any]) -> OpenLake:
     """Opens the test's own lake; call it again for a second client."""
-
-    def open_(**options: Any) -> Lake:
-        settings = {
-            "catalog": f"sqlite:{tmp_path}/lake/catalog.sqlite",
-            "data": str(tmp_path / "lake" / "data"),
-            "extensions": extension_folder,
-        }
-        return Lake.open(**(settings | options))
-
-    return open_
+    return lambda **options: Lake.open(**(lake_settings | options))
 
 
 @pytest.fixture

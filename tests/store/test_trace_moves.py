@@ -5,12 +5,12 @@ import pytest
 from deltaworks.store.apply import Step, Traced, trace_moves
 
 
-def move(n: int, old: int, new: int, *, commit: int = 1) -> Step:
-    return Step(n=n, commit=commit, op="u", key=new, old_key=old)
+def move(place: int, old: int, new: int, *, commit: int = 1) -> Step:
+    return Step(place=place, commit=commit, op="u", key=new, old_key=old)
 
 
-def change(n: int, key: int, op: str = "u", *, commit: int = 1) -> Step:
-    return Step(n=n, commit=commit, op=op, key=key)
+def change(place: int, key: int, op: str = "u", *, commit: int = 1) -> Step:
+    return Step(place=place, commit=commit, op=op, key=key)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def _read(lake: Lake, suite: Suite, relation: str, present: Sequence[str]) -> An
     """The columns that the suite needs, as a data frame."""
     wanted = [name for name in present if name in _needed(suite, present)]
     columns = ", ".join(quoted(name) for name in wanted) or "1 as one"
-    table = lake.connection.execute(f"select {columns} from {relation} as data").fetch_arrow_table()
+    table = lake.connection.execute(f"select {columns} from {relation} as data").to_arrow_table()
     # Whole numbers stay whole beside nulls; as floats, large keys would fall together.
     return table.to_pandas(integer_object_nulls=True, date_as_object=False)
 

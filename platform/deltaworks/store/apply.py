@@ -33,6 +33,9 @@ from deltaworks.store.lake import literal, quoted
 STATE_COLUMNS = ("_commit", "_committed_at")
 """What a row in the lake says of its last change, beside the source's columns."""
 
+PLACE = "_place"
+"""A change's place in its window, a column beside those of `META_COLUMNS`."""
+
 _SQL = statements.read("apply.sql")
 _TEMPORARY = ("newest", "touched", "step", "moved", "life", "origin", "last", "sent", "stored", "final")
 
@@ -61,7 +64,7 @@ class Applied:
 class Step:
     """A change on a key that takes part in a move. Keys are numbers; `old_key` is set on a move."""
 
-    n: int
+    place: int
     commit: int
     op: str
     key: int
@@ -119,7 +122,7 @@ def trace_moves(steps: Iterable[Step], present: Iterable[int], *, first_entity: 
     A key has one row at the end of each transaction. Inside one it may have two, where its constraint
     is checked at commit: then the row that was there first is the one that leaves.
 
-    >>> swap = [Step(n=0, commit=9, op="u", key=2, old_key=1), Step(n=1, commit=9, op="u", key=1, old_key=2)]
+    >>> swap = [Step(place=0, commit=9, op="u", key=2, old_key=1), Step(place=1, commit=9, op="u", key=1, old_key=2)]
     >>> trace_moves(swap, present=[1, 2])
     Traced(life=((0, 0), (1, 1)), origin=((0, 1), (1, 2)))
     """
@@ -149,10 +152,10 @@ def trace_moves(steps: Iterable[Step], present: Iterable[int], *, first_entity: 
         if entity not in here:
             here.append(entity)
             crowded.add(step.key)
-        owner[step.n] = entity
+        owner[step.place] = entity
     final = {here[-1] for here in rows.values() if here}
     return Traced(
-        life=tuple((n, entity) for n, entity in owner.items() if entity in final),
+        life=tuple((place, entity) for place, entity in owner.items() if entity in final),
         origin=tuple((entity, key) for entity, key in origin if entity in final),
     )
 
@@ -170,7 +173,7 @@ def _truncate(connection: duckdb.DuckDBPyConnection, target: str, changes: pa.Ta
     first = places[-1].as_py() + 1 if len(places) else 0
     deleted = _run(connection, f"delete from {target}") if first else 0
     rest = changes.slice(first)
-    return rest.append_column("_n", pa.array(np.arange(rest.num_rows))), deleted
+    return rest.append_column(PLACE, pa.array(np.arange(rest.num_rows))), deleted
 
 
 def _without_late(
@@ -178,7 +181,7 @@ def _without_late(
 ) -> pa.Table:
     """Leave out changes that are older than their row in the table, and register the rest."""
     rows = connection.execute(_SQL["late"].format_map(_names(target, schema))).fetchnumpy()
-    rest = changes.filter(pc.invert(pc.is_in(changes["_n"], pa.array(rows["n"], pa.int64()))))
+    rest = changes.filter(pc.invert(pc.is_in(changes[PLACE], pa.array(rows["place"], pa.int64()))))
     connection.unregister("change")
     connection.register("change", rest)
     return rest
@@ -221,15 +224,15 @@ def _apply_entities(connection: duckdb.DuckDBPyConnection, target: str, schema: 
 
 def _trace(connection: duckdb.DuckDBPyConnection, names: dict[str, str]) -> None:
     steps = [
-        Step(n=n, commit=commit, op=op, key=key, old_key=old_key)
-        for n, commit, op, key, old_key in connection.execute(_SQL["moved_steps"]).fetchall()
+        Step(place=place, commit=commit, op=op, key=key, old_key=old_key)
+        for place, commit, op, key, old_key in connection.execute(_SQL["moved_steps"]).fetchall()
     ]
     if not steps:
         return
     present = [key for (key,) in connection.execute(_SQL["moved_present"].format_map(names)).fetchall()]
     traced = trace_moves(steps, present, first_entity=_count(connection, "temp.touched") + 1)
     for view, columns, pairs in (
-        ("traced_life", ("n", "entity"), traced.life),
+        ("traced_life", ("place", "entity"), traced.life),
         ("traced_origin", ("entity", "id"), traced.origin),
     ):
         values = np.array(pairs, dtype=np.int64).reshape(-1, 2)
@@ -245,26 +248,36 @@ def _unsent(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _names(target: str, schema: TableSchema) -> dict[str, str]:
+    columns = (*schema.names, *STATE_COLUMNS)
+    numbered = [(f"key_{at}", name) for at, name in enumerate(schema.key)]
     return {
         "target": target,
-        "columns": ", ".join(quoted(name) for name in (*schema.names, *STATE_COLUMNS)),
-        "key": ", ".join(quoted(name) for name in schema.key),
-        "old_key": ", ".join(f"{_old(name)} as {quoted(name)}" for name in schema.key),
-        "old_key_of_c_and_o": " and ".join(f"c.{_old(name)} = {quoted('o', name)}" for name in schema.key),
-        "key_of_t_and_c": _same_key(schema, "t", "c"),
-        "key_of_t_and_d": _same_key(schema, "t", "d"),
-        "key_of_t_and_k": _same_key(schema, "t", "k"),
-        "key_of_c_and_k": _same_key(schema, "c", "k"),
+        "columns": ", ".join(quoted(name) for name in columns),
+        "columns_of_c": ", ".join(quoted("c", name) for name in columns),
+        "key_of_c": ", ".join(quoted("c", name) for name in schema.key),
+        "key_as_numbered": ", ".join(f"{quoted('c', name)} as {number}" for number, name in numbered),
+        "old_key_as_numbered": ", ".join(f"{_old(name)} as {number}" for number, name in numbered),
+        "c_is_t": " and ".join(f"{quoted('c', name)} = {quoted('t', name)}" for name in schema.key),
+        "c_is_k": " and ".join(f"{quoted('c', name)} = k.{number}" for number, name in numbered),
+        "t_is_k": " and ".join(f"{quoted('t', name)} = k.{number}" for number, name in numbered),
+        "old_c_is_o": " and ".join(f"{_old(name)} = o.{number}" for number, name in numbered),
     }
 
 
 def _names_of_unsent(schema: TableSchema, unsent: Sequence[str]) -> dict[str, str]:
+    numbered = {name: f"column_{at}" for at, name in enumerate(unsent)}
     sent = [
-        f"arg_max(struct_pack(v := {quoted('c', name)}), c._n) filter ({_was_sent(name)}) as {quoted(name)}"
-        for name in unsent
+        f"arg_max(struct_pack(v := {quoted('c', name)}), c._place) filter ({_was_sent(name)}) as {number}"
+        for name, number in numbered.items()
     ]
-    stored = [f"{quoted('t', name)} as {quoted(name)}" for name in unsent]
-    final = [_final(name) if name in unsent else quoted("c", name) for name in (*schema.names, *STATE_COLUMNS)]
+    stored = [f"{quoted('t', name)} as {number}" for name, number in numbered.items()]
+    final = [
+        f"case when {_was_sent(name)} then {quoted('c', name)}"
+        f" when s.{numbered[name]} is null then b.{numbered[name]} else s.{numbered[name]}.v end as {quoted(name)}"
+        if name in numbered
+        else quoted("c", name)
+        for name in (*schema.names, *STATE_COLUMNS)
+    ]
     return {
         # Two lists are empty when keys moved and all columns were sent.
         "sent_columns": ", ".join(sent) or "null as nothing",
@@ -273,21 +286,12 @@ def _names_of_unsent(schema: TableSchema, unsent: Sequence[str]) -> dict[str, st
     }
 
 
-def _final(name: str) -> str:
-    earlier = f"case when {quoted('s', name)} is null then {quoted('b', name)} else {quoted('s', name)}.v end"
-    return f"case when {_was_sent(name)} then {quoted('c', name)} else {earlier} end as {quoted(name)}"
-
-
 def _was_sent(name: str) -> str:
     return f"not coalesce(list_contains(c._unchanged, {literal(name)}), false)"
 
 
 def _old(name: str) -> str:
-    return quoted("_old_key", name)
-
-
-def _same_key(schema: TableSchema, left: str, right: str) -> str:
-    return " and ".join(f"{quoted(left, name)} = {quoted(right, name)}" for name in schema.key)
+    return quoted("c", "_old_key", name)
 
 
 def _run(connection: duckdb.DuckDBPyConnection, statement: str) -> int:

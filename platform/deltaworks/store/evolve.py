@@ -17,11 +17,15 @@ import re
 import duckdb
 import pyarrow as pa
 
+from deltaworks.change import META_COLUMNS
 from deltaworks.errors import TerminalError
 from deltaworks.schema import TableSchema
 from deltaworks.store.lake import quoted
 
 _STATE = {"_commit": "UBIGINT", "_committed_at": "TIMESTAMP WITH TIME ZONE"}
+_RESERVED = (*META_COLUMNS, "_place", "_is_here")
+"""Names that a change, a window of changes or a comparison adds to the table's own."""
+
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 
@@ -69,12 +73,12 @@ def _column_types(connection: duckdb.DuckDBPyConnection, table: TableSchema) -> 
 
 
 def _check_names(table: TableSchema) -> None:
-    names = [name.lower() for name in (*table.names, *_STATE)]
+    names = [name.lower() for name in (*table.names, *_RESERVED)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SchemaConflictError(
-            f"cannot store {str(table.name)!r}: column names {', '.join(twice)} collide (the lake ignores case and"
-            " adds _commit and _committed_at); rename them at the source"
+            f"cannot store {str(table.name)!r}: column names {', '.join(twice)} collide (the lake ignores case, and"
+            f" {', '.join(_RESERVED)} are taken); rename them at the source"
         )
 
 
