@@ -212,8 +212,8 @@ class _Run:
     def _must_note(self, taken: Slice) -> bool:
         """Whether a slice without changes is worth a group of its own."""
         is_due = time.monotonic() - self._appended_at >= EMPTY_GROUP_EVERY_S
-        is_ours = taken.mark is not None and taken.mark.startswith(self._id)
-        return self._is_unsaved or is_due or is_ours or taken.is_awaited
+        # A mark of ours settles a chunk or ends a drain; one of somebody else means that they wait for it.
+        return self._is_unsaved or is_due or taken.mark is not None or taken.is_awaited
 
     def _record_group(self, stream: ChangeStream, taken: Slice) -> None:
         group = Group(

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltaworks.capture.registry import open_source
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.gate.expectation import Suite, SuiteResult, run_suites
@@ -12,7 +11,7 @@ from deltaworks.gate.release import Release, current_release, loaded_positions
 from deltaworks.gate.release import release as publish
 from deltaworks.log.local import LocalLogReader
 from deltaworks.log.tables import latest_schemas
-from deltaworks.operate.log import capture
+from deltaworks.operate.log import capture, opened
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
 from deltaworks.store.lake import Lake
@@ -113,8 +112,7 @@ def verify(config: Config, source: str) -> Verification:
 
     The log is brought to the position of the comparison first, by this process or by the service.
     """
-    database = open_source(source, config.source(source))
-    with open_lake(config) as lake:
+    with opened(config, source) as database, open_lake(config) as lake:
         return compare(
             database,
             lake,

@@ -2,8 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 
 from deltaworks.capture.registry import open_source
 from deltaworks.capture.source import Finding, Source
@@ -40,7 +44,8 @@ class Captured:
 
 def check(config: Config, source: str) -> Sequence[Finding]:
     """List what keeps the source from being captured."""
-    return _source(config, source).check()
+    with opened(config, source) as database:
+        return database.check()
 
 
 def capture(config: Config, source: str, *, on_progress: OnProgress | None = None) -> Captured:
@@ -50,35 +55,20 @@ def capture(config: Config, source: str, *, on_progress: OnProgress | None = Non
         ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
         DeltaworksError: whatever capture raises.
     """
-    database = _source(config, source)
     folder = config.log_folder(source)
     reader = LocalLogReader(folder)
     before = reader.end()
-    captured_by = "this run"
-    try:
-        writer = LocalLogWriter.open(folder)
-    except FencedError:
-        captured_by = "the capture service"
-        _wait_for_service(database, reader)
-    else:
-        try:
-            recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress))
-        finally:
-            writer.close()
+    with opened(config, source) as database:
+        captured_by = _bring_to_now(database, folder, reader, on_progress)
+        schemas = database.tables()
     end = reader.end()
-    changes: dict[str, int] = {}
-    for header in reader.headers_backwards():
-        if header.sequence <= before.sequence:
-            break
-        for table, count in header.tables.items():
-            changes[table] = changes.get(table, 0) + count
     return Captured(
         source=source,
         position=end.position,
         offset=end.offset,
         captured_by=captured_by,
-        changes=changes,
-        schemas=database.tables(),
+        changes=_changes_since(reader, before.sequence),
+        schemas=schemas,
     )
 
 
@@ -92,7 +82,34 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     with leased(lambda: LocalLogWriter.open(folder), FencedError, stop=stop) as writer:
         if writer is None:
             return
-        recorder.follow(_source(config, source), writer, LocalLogReader(folder), stop=stop)
+        with opened(config, source) as database:
+            recorder.follow(database, writer, LocalLogReader(folder), stop=stop)
+
+
+@contextmanager
+def opened(config: Config, source: str) -> Iterator[Source]:
+    """The source of that name, let go of at the end."""
+    with closing(open_source(source, config.source(source))) as database:
+        yield database
+
+
+def _bring_to_now(database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None) -> str:
+    try:
+        writer = LocalLogWriter.open(folder)
+    except FencedError:
+        _wait_for_service(database, reader)
+        return "the capture service"
+    with writer:
+        recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress))
+    return "this run"
+
+
+def _changes_since(reader: LogReader, sequence: int) -> Mapping[str, int]:
+    """Changes after a group, by the table's full name."""
+    changes: Counter[str] = Counter()
+    for header in takewhile(lambda header: header.sequence > sequence, reader.headers_backwards()):
+        changes.update(header.tables)
+    return changes
 
 
 def _dump_progress(on_progress: OnProgress | None) -> Callable[[DumpProgress], None] | None:
@@ -111,7 +128,3 @@ def _wait_for_service(database: Source, reader: LogReader) -> None:
     target = database.current_position()
     database.mark(f"wait:{uuid.uuid4().hex}")
     wait_until(lambda: reader.end().position >= target, what=f"the capture service of {database.name!r}")
-
-
-def _source(config: Config, source: str) -> Source:
-    return open_source(source, config.source(source))

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deltaworks.capture.registry import open_source
 from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader
 from deltaworks.operate.lake import open_lake
+from deltaworks.operate.log import opened
 from deltaworks.process.runner import STATE_FILE
 from deltaworks.process.state import read_reached
 from deltaworks.store.lake import Lake
@@ -48,14 +48,10 @@ def behind(config: Config, source: str) -> Behind:
         if any(last_load(lake, log).next_offset < offset for log, offset in ends.items()):
             return Behind(is_behind=True, place=place)
     if holder_of(config.log_folder(source) / LOCK_FILE) is None:
-        database = open_source(source, config.source(source))
-        try:
+        with opened(config, source) as database:
             if database.has_uncaptured():
-                return Behind(
-                    is_behind=True, place=f"{place} and more in the database at {database.current_position()}"
-                )
-        finally:
-            database.close()
+                more = f"{place} and more in the database at {database.current_position()}"
+                return Behind(is_behind=True, place=more)
     return Behind(is_behind=False, place=place)
 
 

@@ -1,0 +1,122 @@
+"""What a person sees: the search page, and Dagster's picture of where the data comes from."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deltaworks.config import load
+from deltaworks.position import Lsn, Version
+from deltaworks.process.registry import load_app
+from deltaworks.process.sink import Document
+from deltaworks.store.search import SearchIndex
+from deltaworks.testing.postgres import free_port
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+ARROW_DOWN, ENTER, ESCAPE = "\ue015", "\ue007", "\ue00c"
+
+
+@contextmanager
+def served(command: list[str], url: str, browser: Any, *, log: Path, **environment: str) -> Iterator[None]:
+    """A server in a child process, from when it answers until the end of the block."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+
+        def answers() -> bool:
+            assert child.poll() is None, log.read_text()
+            try:
+                return httpx.get(url, timeout=2).is_success
+            except httpx.TransportError:
+                return False
+
+        browser.wait(answers, timeout_s=90)
+        yield
+    finally:
+        child.terminate()
+        child.wait(20)
+
+
+def film(number: int, title: str, director: str) -> dict[str, Any]:
+    return {
+        "movie_id": number,
+        "title": title,
+        "year": 1942,
+        "genres": ["Drama"],
+        "directors": [{"person_id": number, "name": director}],
+        "cast": [],
+        "writers": [],
+        "rating": {"imdb": 8.5, "votes": 600_000},
+    }
+
+
+def test_a_person_finds_films_with_the_keyboard_alone(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
+    path = tmp_path / "deltaworks.yaml"
+    path.write_text((ROOT / "deltaworks.yaml").read_text().replace("port: 8400", f"port: {port}"))
+    config = load(path, environment={})
+    app = load_app(config, "movie_search")
+    index = next(spec for spec in app.sinks if isinstance(spec, SearchIndex))
+    sink = index.open(app="movie_search", key="movie_id", config=config)
+    films = [
+        (1, "Casablanca", "Michael Curtiz"),
+        (2, "Mildred Pierce", "Michael Curtiz"),
+        (3, "Laura", "Otto Preminger"),
+    ]
+    sink.write(
+        [
+            Document(key=n, version=Version(Lsn(n), 0), committed_at=datetime.now(UTC), body=film(n, title, director))
+            for n, title, director in films
+        ]
+    )
+    sink.flush(up_to=Lsn(3))
+    sink.close()
+
+    url = f"http://127.0.0.1:{port}"
+    command = [str(BIN / "deltaworks"), "serve", "--config", str(path)]
+    with served(command, f"{url}/health", browser, log=tmp_path / "serve.log"):
+        browser.open(url)
+        browser.press("/", *"michael cur")
+        browser.wait(lambda: "2 results" in browser.text())
+        assert "Casablanca" in browser.text()
+        assert "Laura" not in browser.text()
+        assert "3 documents" in browser.text()
+        assert "0/3" in browser.text()
+
+        browser.press(ARROW_DOWN, ENTER)
+        browser.wait(lambda: browser.run("return document.querySelectorAll('details[open]').length") == 1)
+        browser.screenshot(tmp_path / "search.png")
+
+        browser.press(ESCAPE)
+        browser.wait(lambda: browser.run("return document.getElementById('q').value") == "")
+
+
+def test_dagster_draws_the_graph_from_source_to_release(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(BIN / "dagster-webserver"), "--host", "127.0.0.1", "--port", str(port), "-w", "workspace.yaml"]
+    home = tmp_path / "dagster"
+    home.mkdir()
+    # No survey and no dialog over the page; storage of this test alone.
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
+    with served(command, f"{url}/server_info", browser, log=tmp_path / "webserver.log", DAGSTER_HOME=str(home)):
+        browser.open(f"{url}/asset-groups")
+        browser.wait(lambda: "released" in browser.text(), timeout_s=60)
+        browser.screenshot(tmp_path / "lineage.png")
+        for group in ["source", "capture", "process", "store", "gate"]:
+            assert group in browser.text()
+
+        browser.open(f"{url}/assets/released?view=lineage&lineageScope=upstream")
+        browser.wait(lambda: "film" in browser.text(), timeout_s=60)
