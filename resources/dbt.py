@@ -1,12 +1,25 @@
 """dbt, run as dagster-dbt runs it."""
 
+from functools import cached_property
+from importlib.metadata import version as installed_version
+
 from dagster_dbt import DbtCliResource, DbtProject
 
 from deltaworks.config import Config
+from packaging import version
 from resources import environment
 
 PROJECT = DbtProject(project_dir=environment.ROOT / "dbt_project")
 _INPUTS = ("dbt_project.yml", "profiles.yml", "models/**/*", "macros/**/*", "tests/**/*")
+
+
+class Dbt(DbtCliResource):
+    """The dbt of this environment."""
+
+    @cached_property
+    def _cli_version(self) -> version.Version:
+        """The version of the package; dagster-dbt asks `dbt --version`, which takes seconds in every run."""
+        return version.parse(installed_version("dbt-core"))
 
 
 def prepared_project() -> DbtProject:
@@ -16,10 +29,10 @@ def prepared_project() -> DbtProject:
     return PROJECT
 
 
-def dbt_cli(config: Config) -> DbtCliResource:
+def dbt_cli(config: Config) -> Dbt:
     """The command line of this project, pointed at the lake of this configuration."""
     environment.export_lake(config)
-    return DbtCliResource(project_dir=PROJECT)
+    return Dbt(project_dir=str(PROJECT.project_dir))
 
 
 def _is_stale() -> bool:
