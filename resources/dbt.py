@@ -4,9 +4,9 @@ from functools import cached_property
 from importlib.metadata import version as installed_version
 
 from dagster_dbt import DbtCliResource, DbtProject
+from packaging import version
 
 from deltaworks.config import Config
-from packaging import version
 from resources import environment
 
 PROJECT = DbtProject(project_dir=environment.ROOT / "dbt_project")

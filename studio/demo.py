@@ -30,12 +30,12 @@ from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.local import LocalLogReader
 from resources import environment
 from studio import database
+from studio.ready import DAGSTER_PORT, ports, refuse_taken
 from studio.services import Services, answers
 from studio.updates import Commit, UpdateReport, apply_updates
 
 SOURCE, APP = "studio", "movie_search"
 JOB = f"load_{SOURCE}"
-DAGSTER_PORT = 3000
 DAGSTER_PAGE = f"http://127.0.0.1:{DAGSTER_PORT}"
 SEARCHES = ("casablanca", "kubrick", "star wars")
 BIN = Path(sys.executable).parent
@@ -72,9 +72,9 @@ def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures there too.")] = None,
 ) -> None:
     """Run the demo; exits 0 when source = lake and every check passed."""
-    config = environment.config()
     figures = Figures()
     try:
+        config = environment.config()
         with _only_one(config), Services(config.home / "logs", environment=_child_environment()) as services:
             _run(config, services, figures, rate=rate, seconds=seconds)
     except DeltaworksError as error:
@@ -88,6 +88,7 @@ def main(
 
 
 def _run(config: Config, services: Services, figures: Figures, *, rate: int, seconds: float) -> None:
+    refuse_taken(ports(config))
     dsn = config.source(SOURCE).dsn.get_secret_value()
     talent = str(config.app(APP).settings["talent_url"])
     page = f"http://{config.serve.host}:{config.serve.port}"
