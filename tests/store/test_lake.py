@@ -102,6 +102,37 @@ def test_reading_goes_on_while_another_commits(lake, open_lake):
             reader.connection.execute("delete from lake.s.t")
 
 
+WRITE = """
+import sys
+from pathlib import Path
+from deltaworks.store.lake import Lake
+
+catalog, data, extensions, commits = sys.argv[1:]
+with Lake.open(catalog=catalog, data=data, extensions=Path(extensions)) as lake:
+    for at in range(int(commits)):
+        def work(connection):
+            connection.execute("delete from lake.s.t where n % 7 = ?", [at % 7])
+            connection.execute("insert into lake.s.t select n from range(700) r(n) where n % 7 = ?", [at % 7])
+        lake.commit(work, message="rewrite", info=lambda _: {})
+"""
+
+
+def test_a_reader_beside_a_busy_writer_sees_each_row_once(lake, lake_settings):
+    """Each commit rewrites a seventh of the rows, and with them the catalog's entries of deleted rows."""
+    lake.commit(make_table, **NOTHING)
+    lake.commit(lambda c: c.execute("insert into lake.s.t from range(700)"), **NOTHING)
+    arguments = [lake_settings["catalog"], lake_settings["data"], str(lake_settings["extensions"]), "40"]
+    with subprocess.Popen([sys.executable, "-c", WRITE, *arguments]) as writer:
+        seen = []
+        while writer.poll() is None:
+            version = lake.version()
+            for at in ("", f"at (version => {version})"):
+                count = f"select count(*), count(distinct n) from (select n from lake.s.t {at})"
+                seen.append(lake.connection.execute(count).fetchone())
+    assert writer.returncode == 0
+    assert set(seen) == {(700, 700)}
+
+
 def test_a_stranger_s_commit_in_between_makes_the_work_run_again(lake, open_lake):
     lake.commit(make_table, **NOTHING)
     runs = []

@@ -9,6 +9,11 @@ commit is one transaction of the catalog, so readers see whole commits only. Row
 inside the catalog ("data inlining" is off): SQLite has no NaN and no exact decimals, and in
 DuckLake 1.0 a table altered and filled in one transaction fails with inlined rows.
 
+Every client of an SQLite catalog must `set global sqlite_disable_multithreaded_scans = true`, as `Lake`
+does: DuckDB's parallel scan takes a catalog table's range of row numbers in one transaction and reads it in
+another. When a commit falls in between, entries that it rewrote are missed, and a query shows deleted
+rows again, at any version and pinned or not (seen in up to 3 % of reads beside a busy writer).
+
 Expiry: whatever removes old versions must keep every version that a release in
 `lake.deltaworks.release` is pinned to while that release should stay readable, at least the
 newest one, and the newest load of each log.
@@ -114,6 +119,8 @@ class Lake:
         try:
             provide(connection, _needed_extensions(catalog, data), folder=extensions)
             connection.execute("set timezone = 'UTC'")
+            if catalog_file is not None:
+                connection.execute("set global sqlite_disable_multithreaded_scans = true")
             # The first attach creates the catalog's tables; two at once would both try.
             with nullcontext() if read_only else lake._turn():
                 lake._attach_again()
