@@ -24,6 +24,7 @@ from deltaworks.store.load import (
     TableLoad,
     last_load,
     load,
+    load_at,
 )
 from deltaworks.testing.faults import fail_at
 
@@ -133,9 +134,10 @@ def test_the_newest_load_at_a_position_is_found_with_its_version(lake, changes):
     for position in (10, 20, 30):
         changes.commit(position, put(position))
         versions[position] = load(lake, changes.reader, log="studio").version
-    found = last_load(lake, "studio", up_to=Lsn(25))
+    found = load_at(lake, "studio", up_to=Lsn(25))
     assert (found.version, found.sequence, found.next_offset, found.position) == (versions[20], 1, 2, Lsn(20))
-    assert last_load(lake, "studio", up_to=Lsn(9)) == NOTHING_LOADED
+    assert load_at(lake, "studio", up_to=Lsn(9)) == NOTHING_LOADED
+    assert load_at(lake, "studio", up_to=Lsn(99)).version == lake.version()
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000])

@@ -10,7 +10,7 @@ load that dies anywhere either happened wholly or not at all, and the next one r
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -127,20 +127,26 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
     return _report(log, before, after, tables=tables, version=version, started_s=started_s)
 
 
-def last_load(lake: Lake, log: str, *, up_to: Lsn | None = None) -> LastLoad:
-    """The newest load of a log; with `up_to` the newest one whose position is not after it, with its version.
+def last_load(lake: Lake, log: str) -> LastLoad:
+    """The newest load of a log."""
+    return _last(lake.connection, log) if lake.has(SYSTEM_SCHEMA, "load") else NOTHING_LOADED
 
-    The second form reads the lake's history, which ends where old versions were expired.
+
+def load_at(lake: Lake, log: str, *, up_to: Lsn) -> LastLoad:
+    """The newest load of a log whose position is not after `up_to`, with the newest version that goes just that far.
+
+    An older load than the last is looked up in the lake's history, which ends where versions were expired.
     """
-    if up_to is not None:
+    version = lake.version()
+    if not lake.has(SYSTEM_SCHEMA, "load"):
+        return NOTHING_LOADED
+    row = lake.connection.execute(_SQL["last_at"].format(version=version), [log]).fetchone()
+    if row is None or row[2] > up_to.value:
         row = lake.connection.execute(_SQL["history"], [_message(log), up_to.value]).fetchone()
         if row is None:
             return NOTHING_LOADED
-        version, sequence, next_offset, position, loaded_at = row
-        return LastLoad(
-            sequence=sequence, next_offset=next_offset, position=Lsn(position), loaded_at=loaded_at, version=version
-        )
-    return _last(lake.connection, log) if lake.has(SYSTEM_SCHEMA, "load") else NOTHING_LOADED
+        version, row = row[0], row[1:]
+    return replace(_read_last(row), version=version)
 
 
 def groups_between(
@@ -187,8 +193,10 @@ def _load(
 
 def _last(connection: duckdb.DuckDBPyConnection, log: str) -> LastLoad:
     row = connection.execute(_SQL["last"], [log]).fetchone()
-    if row is None:
-        return NOTHING_LOADED
+    return NOTHING_LOADED if row is None else _read_last(row)
+
+
+def _read_last(row: tuple[Any, ...]) -> LastLoad:
     sequence, next_offset, position, loaded_at = row
     return LastLoad(sequence=sequence, next_offset=next_offset, position=Lsn(position), loaded_at=loaded_at)
 

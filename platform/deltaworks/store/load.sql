@@ -14,6 +14,9 @@ create table if not exists lake.deltaworks.load (
 -- name: last
 select to_sequence, to_offset, position, loaded_at from lake.deltaworks.load where log = ?;
 
+-- name: last_at
+select to_sequence, to_offset, position, loaded_at from lake.deltaworks.load at (version => {version}) where log = ?;
+
 -- name: forget_last
 delete from lake.deltaworks.load where log = ?;
 

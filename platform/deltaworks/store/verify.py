@@ -24,7 +24,7 @@ from deltaworks.schema import TableSchema
 from deltaworks.store import statements
 from deltaworks.store.evolve import evolve
 from deltaworks.store.lake import Lake, quoted
-from deltaworks.store.load import LastLoad, groups_between, last_load
+from deltaworks.store.load import LastLoad, groups_between, load_at
 from deltaworks.store.tables import Tables, slices
 
 SAMPLE_KEYS = 10
@@ -77,25 +77,27 @@ def verify(
     reader: LogReader,
     *,
     log: str,
-    catch_up: Callable[[], object] | None = None,
+    catch_up: Callable[[], object] = lambda: None,
     timeout_s: float = 60.0,
 ) -> Verification:
     """Compare every captured table with its table in `lake.<log>`; `lake` may be open for reading only.
 
     Capture must be running, or `catch_up` must bring the log to the source's present (as
-    `recorder.drain` does). The lake may lag behind: the rest is folded from the log, in memory that spills to disk.
+    `recorder.drain` does; it is called twice). The lake may lag behind: the rest is folded from the
+    log, in memory that spills to disk.
 
     Raises:
         LogBehindError: the log did not reach the snapshot's position in `timeout_s`.
         SourceUnreachableError: the source does not answer.
     """
     started_s = time.monotonic()
+    # Once before, so that dumps are complete: a row that is dumped after the position is not in the lake at it.
+    catch_up()
     with source.snapshot() as snapshot, _scratch(lake.connection) as connection:
         position = snapshot.position
-        if catch_up is not None:
-            catch_up()
+        catch_up()
         _wait_for(reader, position, log=log, timeout_s=timeout_s)
-        base = last_load(lake, log, up_to=position)
+        base = load_at(lake, log, up_to=position)
         folded = _fold(lake, reader, snapshot.tables(), log=log, base=base, up_to=position)
         verdicts = tuple(_compare(connection, snapshot, table, log=log) for table in snapshot.tables())
     return Verification(
