@@ -138,9 +138,11 @@ def load_at(lake: Lake, log: str, *, up_to: Lsn) -> LastLoad:
     An older load than the last is looked up in the lake's history, which ends where versions were expired.
     """
     version = lake.version()
-    if not lake.has(SYSTEM_SCHEMA, "load"):
+    try:
+        row = lake.connection.execute(_SQL["last_at"].format(version=version), [log]).fetchone()
+    except duckdb.CatalogException:
+        # The book comes with the first load of any log.
         return NOTHING_LOADED
-    row = lake.connection.execute(_SQL["last_at"].format(version=version), [log]).fetchone()
     if row is None or row[2] > up_to.value:
         row = lake.connection.execute(_SQL["history"], [_message(log), up_to.value]).fetchone()
         if row is None:
