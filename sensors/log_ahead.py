@@ -9,6 +9,10 @@ from deltaworks import operate
 from deltaworks.errors import DeltaworksError
 from resources.deltaworks_config import DeltaworksConfig
 
+LOAD_EVERY_S = 30
+"""How often to look. A load with its models and checks costs tens of seconds of processor time, so it takes what
+has come together; search does not wait for it."""
+
 RETRY_AFTER_S = 60.0
 """A load that failed is asked for again after this time, or as soon as there is more to load."""
 
@@ -27,7 +31,7 @@ def log_ahead_sensor(source: str, *, job: dg.job, running: bool = True) -> dg.Se
     @dg.sensor(
         name=f"log_ahead_{source}",
         job=job,
-        minimum_interval_seconds=5,
+        minimum_interval_seconds=LOAD_EVERY_S,
         default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
         description=f"Requests `load_{source}` when the change log of `{source}` is ahead of the lake, or when "
         "no capture service runs and the database has committed more.",

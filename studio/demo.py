@@ -30,7 +30,7 @@ from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.local import LocalLogReader
 from resources import environment
 from studio import database
-from studio.ready import DAGSTER_PORT, ports, refuse_taken
+from studio.ready import CODE_PORT, DAGSTER_PORT, ports, refuse_taken
 from studio.services import Services, answers
 from studio.updates import Commit, UpdateReport, apply_updates
 
@@ -99,14 +99,17 @@ def _run(config: Config, services: Services, figures: Figures, *, rate: int, sec
         services.wait("database", until=lambda: _is_loaded(dsn), timeout_s=120)
         services.start("talent", [sys.executable, "-m", "studio.talent"])
         services.wait("talent", until=answers(f"{talent}/health"), timeout_s=30)
+    # The pages of Dagster and of the search load while the job runs; nothing of them takes part in it.
+    code = ["dagster", "api", "grpc", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(CODE_PORT)]
+    services.start("code", _dagster(*code, "--location-name", "deltaworks", workspace=False))
+    services.start("webserver", _dagster("dagster-webserver", "--host", "127.0.0.1", "--port", str(DAGSTER_PORT)))
+    services.start("serve", [str(BIN / "deltaworks"), "serve"])
     began = time.monotonic()
     figures.captured = _run_job(config, services, sum(database.row_counts(dsn).values()))
     figures.job_s = time.monotonic() - began
     with _doing("services: capture, process, serve, Dagster"):
         services.start("capture", [str(BIN / "deltaworks"), "capture", SOURCE])
         services.start("process", [str(BIN / "deltaworks"), "process", APP])
-        services.start("serve", [str(BIN / "deltaworks"), "serve"])
-        services.start("webserver", _dagster("dagster-webserver", "--host", "127.0.0.1", "--port", str(DAGSTER_PORT)))
         services.start("daemon", _dagster("dagster-daemon", "run"))
         services.wait("serve", until=answers(f"{page}/health"), timeout_s=60)
         services.wait("webserver", until=answers(f"{DAGSTER_PAGE}/server_info"), timeout_s=90)
@@ -274,7 +277,7 @@ def _is_loaded(dsn: str) -> bool:
 
 def _dagster(*command: str, workspace: bool = True) -> list[str]:
     """A Dagster command that leaves the processor to the streams when they want it, as in the Procfile."""
-    places = ["--workspace", str(environment.ROOT / "workspace.yaml")] if workspace else []
+    places = ["--workspace", str(environment.ROOT / "workspace.services.yaml")] if workspace else []
     return ["nice", "-n", "10", str(BIN / command[0]), *command[1:], *places]
 
 

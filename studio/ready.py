@@ -14,6 +14,7 @@ from resources.dbt import prepared_project
 from studio.database import DEFAULT_PORT
 
 DAGSTER_PORT = 3000
+CODE_PORT = 4266
 """As in the Procfile."""
 
 out = Console()
@@ -31,6 +32,7 @@ def ports(config: Config) -> Mapping[str, int]:
         "the Talent Service": talent.port or 80,
         "the search page": config.serve.port,
         "Dagster": DAGSTER_PORT,
+        "Dagster's code server": CODE_PORT,
     }
 
 
