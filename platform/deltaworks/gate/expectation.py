@@ -64,8 +64,8 @@ class SuiteResult:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The sentences of what failed."""
-        return tuple(result.sentence for result in self.results if not result.is_success)
+        """The sentences of what failed, each once."""
+        return tuple(dict.fromkeys(result.sentence for result in self.results if not result.is_success))
 
 
 def run_suites(lake: Lake, suites: Sequence[Suite]) -> tuple[SuiteResult, ...]:
