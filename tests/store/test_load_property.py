@@ -126,7 +126,7 @@ def memory() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories(), data=st.data())
 def test_windows_applied_in_order_give_the_fold(memory, new_changes, history, data):
     expected, changes = Fold(), new_changes(TABLE)

@@ -26,13 +26,13 @@ import duckdb
 from deltaworks import faults
 from deltaworks.errors import TerminalError
 from deltaworks.position import Lsn
-from deltaworks.store import statements
 from deltaworks.store.lake import SYSTEM_SCHEMA, Lake, quoted
+from deltaworks.store.statements import Statements
 
 RELEASED_SCHEMA = "prod"
 """The schema whose views are the released state."""
 
-_SQL = statements.read("release.sql", package=__package__)
+_SQL = Statements("release.sql", package="deltaworks.gate")
 
 
 class UnreleasableError(TerminalError):

@@ -27,8 +27,8 @@ import pyarrow.compute as pc
 from deltaworks.change import DELETE, TRUNCATE, ChangeBatch
 from deltaworks.errors import InvariantError
 from deltaworks.schema import TableSchema
-from deltaworks.store import statements
 from deltaworks.store.lake import literal, quoted
+from deltaworks.store.statements import Statements
 
 STATE_COLUMNS = ("_commit", "_committed_at")
 """What a row in the lake says of its last change, beside the source's columns."""
@@ -36,7 +36,7 @@ STATE_COLUMNS = ("_commit", "_committed_at")
 PLACE = "_place"
 """A change's place in its window, a column beside those of `META_COLUMNS`."""
 
-_SQL = statements.read("apply.sql")
+_SQL = Statements("apply.sql")
 _TEMPORARY = ("newest", "touched", "step", "moved", "life", "origin", "last", "sent", "stored", "final")
 
 

@@ -20,12 +20,12 @@ from deltaworks import faults
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.position import START, Lsn
-from deltaworks.store import statements
 from deltaworks.store.apply import Applied
 from deltaworks.store.lake import SYSTEM_SCHEMA, Lake, quoted
+from deltaworks.store.statements import Statements
 from deltaworks.store.tables import Tables, slices
 
-_SQL = statements.read("load.sql")
+_SQL = Statements("load.sql")
 
 
 class LogRestartedError(TerminalError):

@@ -21,16 +21,16 @@ from deltaworks.errors import RetryableError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
-from deltaworks.store import statements
 from deltaworks.store.evolve import evolve
 from deltaworks.store.lake import Lake, quoted
 from deltaworks.store.load import LastLoad, groups_between, load_at
+from deltaworks.store.statements import Statements
 from deltaworks.store.tables import Tables, slices
 
 SAMPLE_KEYS = 10
 """Keys of differing rows that a verdict names; the rows themselves stay where they are."""
 
-_SQL = statements.read("verify.sql")
+_SQL = Statements("verify.sql")
 _SCRATCH = "deltaworks_verify"
 _SOURCE = "source"
 
