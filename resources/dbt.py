@@ -24,6 +24,7 @@ class Dbt(DbtCliResource):
 
 def prepared_project() -> DbtProject:
     """The project with a manifest of what it is now; parsing it takes some seconds, so only when it changed."""
+    environment.find_programs_beside_python()
     if _is_stale():
         PROJECT.preparer.prepare(PROJECT)
     return PROJECT
@@ -31,6 +32,7 @@ def prepared_project() -> DbtProject:
 
 def dbt_cli(config: Config) -> Dbt:
     """The command line of this project, pointed at the lake of this configuration."""
+    environment.find_programs_beside_python()
     environment.export_lake(config)
     return Dbt(project_dir=str(PROJECT.project_dir))
 

@@ -1,6 +1,7 @@
 """The one place that reads environment names, and the one that sets them for child processes."""
 
 import os
+import sys
 from pathlib import Path
 
 from deltaworks.config import Config, load
@@ -20,6 +21,13 @@ def config(path: Path | None = None) -> Config:
         ConfigError: with all faults at once.
     """
     return load(path or config_path(), environment=os.environ)
+
+
+def find_programs_beside_python() -> None:
+    """Let child processes be found in this environment, also where nobody activated it."""
+    beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if beside not in path.split(os.pathsep):
+        os.environ["PATH"] = beside + os.pathsep + path
 
 
 def export_lake(config: Config) -> None:

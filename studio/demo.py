@@ -30,7 +30,7 @@ from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.local import LocalLogReader
 from resources import environment
 from studio import database
-from studio.ready import CODE_PORT, DAGSTER_PORT, ports, refuse_taken
+from studio.ready import CODE_PORT, DAGSTER_PORT, ports, prepare_dagster, refuse_taken
 from studio.services import Services, answers
 from studio.updates import Commit, UpdateReport, apply_updates
 
@@ -99,6 +99,8 @@ def _run(config: Config, services: Services, figures: Figures, *, rate: int, sec
         services.wait("database", until=lambda: _is_loaded(dsn), timeout_s=120)
         services.start("talent", [sys.executable, "-m", "studio.talent"])
         services.wait("talent", until=answers(f"{talent}/health"), timeout_s=30)
+    with _doing("Dagster's storage and the dbt project"):
+        prepare_dagster()
     # The pages of Dagster and of the search load while the job runs; nothing of them takes part in it.
     code = ["dagster", "api", "grpc", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(CODE_PORT)]
     services.start("code", _dagster(*code, "--location-name", "deltaworks", workspace=False))

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+import dagster as dg
 from rich.console import Console
 
 from deltaworks.config import Config
@@ -50,6 +51,14 @@ def refuse_taken(wanted: Mapping[str, int]) -> None:
         )
 
 
+def prepare_dagster() -> None:
+    """Parse the dbt project, and create Dagster's storage, before several processes would do both at once."""
+    prepared_project()
+    with dg.DagsterInstance.from_config(str(environment.ROOT)) as instance:
+        instance.get_runs_count()
+        instance.all_instigator_state()
+
+
 def main() -> int:
     """Prepare, and print the addresses."""
     try:
@@ -58,7 +67,7 @@ def main() -> int:
     except DeltaworksError as error:
         out.print(f"up: {error}", style="red", markup=False, highlight=False)
         return 1
-    prepared_project()
+    prepare_dagster()
     out.print(f"search   http://{config.serve.host}:{config.serve.port}\nDagster  http://127.0.0.1:{DAGSTER_PORT}")
     return 0
 
