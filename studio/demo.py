@@ -27,7 +27,8 @@ from rich.table import Table
 from deltaworks import operate
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.holder import holder_of
+from deltaworks.log.local import LOCK_FILE, LocalLogReader
 from resources import environment
 from studio import database
 from studio.ready import CODE_PORT, DAGSTER_PORT, ports, prepare_dagster, refuse_taken
@@ -113,6 +114,9 @@ def _run(config: Config, services: Services, figures: Figures, *, rate: int, sec
         services.start("capture", [str(BIN / "deltaworks"), "capture", SOURCE])
         services.start("process", [str(BIN / "deltaworks"), "process", APP])
         services.start("daemon", _dagster("dagster-daemon", "run"))
+        for name, lock in (("capture", config.log_folder(SOURCE)), ("process", config.app_folder(APP))):
+            services.wait(name, until=lambda lock=lock: holder_of(lock / LOCK_FILE) is not None, timeout_s=60)  # type: ignore[misc]
+        services.wait("daemon", until=lambda: "daemons:" in services.output("daemon").read_text(), timeout_s=90)
         services.wait("serve", until=answers(f"{page}/health"), timeout_s=60)
         services.wait("webserver", until=answers(f"{DAGSTER_PAGE}/server_info"), timeout_s=90)
     _stream(dsn, page, figures, rate=rate, seconds=seconds)
