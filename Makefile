@@ -35,6 +35,7 @@ test: setup ## All tests that need Python packages only
 test-servers: setup ## The tests with Debian's PostgreSQL 15 and Chromium (installs them)
 	@tests/servers/install.sh
 	@$(BIN)/pytest -m server
+	@$(BIN)/pytest tests/capture tests/log/test_recorder.py --postgres-binaries /usr/lib/postgresql/15/bin
 
 check: setup ## Format, lint, types, layers, docs
 	@$(BIN)/ruff format --check .

@@ -14,6 +14,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest_plugins = ["servers.postgres"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres-binaries",
+        type=Path,
+        metavar="FOLDER",
+        help="run against the PostgreSQL in this folder instead of the one in the wheel",
+    )
+
+
 @pytest.fixture(autouse=True)
 def _no_fault_stays_armed() -> Iterator[None]:
     yield

@@ -63,9 +63,14 @@ def server_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(server_folder: Path) -> Iterator[PostgresServer]:
-    """A PostgreSQL 18 for the whole run. Tests that stop or crash a server start their own."""
-    with PostgresServer.start(server_folder / "data", settings={"fsync": "off", "max_connections": "60"}) as server:
+def postgres_server(server_folder: Path, pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """A PostgreSQL for the whole run: 18, or the one of `--postgres-binaries`.
+
+    Tests that stop or crash a server start their own.
+    """
+    settings = {"fsync": "off", "max_connections": "60"}
+    binaries = pytestconfig.getoption("--postgres-binaries")
+    with PostgresServer.start(server_folder / "data", settings=settings, binaries=binaries) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(TEMPLATE)))
         yield server

@@ -50,6 +50,8 @@ select a.attrelid::bigint as oid,
        a.attgenerated::text as generated
 from pg_catalog.pg_attribute a
 where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
+  -- Before 18 no publication sends a generated column, although the catalog lists it as published.
+  and (a.attgenerated = '' or current_setting('server_version_num')::int >= 180000)
 order by a.attrelid, a.attnum
 
 -- name: types
