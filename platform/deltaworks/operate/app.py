@@ -7,7 +7,7 @@ from typing import Any
 
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogReader
-from deltaworks.operate.lease import leased, wait_until
+from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.operate.log import OnProgress
 from deltaworks.position import Lsn
 from deltaworks.process.lineage import LINEAGE_FILE, Columns
@@ -69,6 +69,7 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
 def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
     """Be the process service of an app: wait for the lease, then follow the log until `stop`."""
     loaded = load_app(config, app)
+    warm_up()
     with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
         if runner is not None:
             runner.follow(stop)

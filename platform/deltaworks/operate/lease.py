@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+import pyarrow as pa
 import structlog
 
 from deltaworks.errors import DeltaworksError, RetryableError
@@ -32,6 +33,11 @@ class Closeable(Protocol):
 
 
 C = TypeVar("C", bound=Closeable)
+
+
+def warm_up() -> None:
+    """Make Arrow import pandas now, as it does for its first array; later it would hold up the first changes."""
+    pa.array([0])
 
 
 @contextmanager

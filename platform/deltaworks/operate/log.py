@@ -16,7 +16,7 @@ from deltaworks.log import recorder
 from deltaworks.log.change_log import FencedError, LogReader
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.recorder import DumpProgress
-from deltaworks.operate.lease import leased, wait_until
+from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
 
@@ -79,6 +79,7 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
         TerminalError: a person has to act; everything up to the log's end is safe.
     """
     folder = config.log_folder(source)
+    warm_up()
     with leased(lambda: LocalLogWriter.open(folder), FencedError, stop=stop) as writer:
         if writer is None:
             return
