@@ -36,6 +36,7 @@ from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.log.local import LocalLogReader
+from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
 from deltaworks.process.app import App, Backoff, OnChangeStep
@@ -130,7 +131,7 @@ class Runner:
                 f"set apps.{name}.source to {app.source!r}"
             )
         reader = log or LocalLogReader(config.log_folder(app.source))
-        schemas = _latest_schemas(reader, app)
+        schemas = latest_schemas(reader, wanted=[table.name for table in app.tables])
         app.check(schemas.values(), is_complete=False)
         with ExitStack() as resources:
             resources.callback(os.close, _take_lock(config.app_folder(name), name))
@@ -506,23 +507,6 @@ class Runner:
         latest = self._latest_schemas.get(schema.name, schema)
         added = tuple(column for column in latest.columns if column.nullable and column.name not in schema.names)
         return TableSchema(name=schema.name, columns=(*schema.columns, *added), key=schema.key)
-
-
-def _latest_schemas(log: LogReader, app: App) -> dict[TableName, TableSchema]:
-    """Each table's newest schema in the log, found by headers: only the groups that hold one are read."""
-    missing = {str(table.name) for table in app.tables}
-    found: dict[TableName, TableSchema] = {}
-    for header in log.headers_backwards():
-        if not missing & header.tables.keys():
-            continue
-        group = next(iter(log.read(after_sequence=header.sequence - 1, max_changes=1)))
-        for batch in reversed(group.batches):
-            if str(batch.schema.name) in missing:
-                found[batch.schema.name] = batch.schema
-                missing.discard(str(batch.schema.name))
-        if not missing:
-            break
-    return found
 
 
 def _take_lock(folder: Path, name: str) -> int:
