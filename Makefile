@@ -4,7 +4,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME := $(CURDIR)
-export DAGSTER_DBT_PARSE_PROJECT_ON_LOAD ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test test-servers check format bench docs clean

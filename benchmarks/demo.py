@@ -1,8 +1,4 @@
-"""The main job's own figures: `make demo` from an empty folder and again, and commit → searchable.
-
-The limit that a latency is held against is the database's own: the time one commit takes on this
-disk, measured in the same run by the same stream of updates.
-"""
+"""The main job's own figures: `make demo` from an empty folder and again, in turn, and commit → searchable."""
 
 import json
 import os
