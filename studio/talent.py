@@ -15,11 +15,10 @@ does not answer, so does the service: 503 with `Retry-After`, and a caller loses
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date
+from functools import partial
 from typing import Annotated, Any, LiteralString
 
 import psycopg
@@ -27,13 +26,13 @@ import typer
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from granian import Granian
-from granian.constants import Interfaces
+from granian.log import LogLevels
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from rich.console import Console
 
-from deltaworks.errors import DeltaworksError, RetryableError, TerminalError
+from deltaworks.errors import DeltaworksError, RetryableError
+from deltaworks.serve import worker
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +61,6 @@ _FILMS: LiteralString = """
 
 PersonId = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """Any number PostgreSQL can compare; one that nobody has is unknown, not wrong."""
-
-
-class PortInUseError(TerminalError):
-    """Another program listens on the port."""
 
 
 class DatabaseDownError(RetryableError):
@@ -178,9 +173,9 @@ class Connections:
         )
 
 
-def create_app(dsn: str | None = None) -> FastAPI:
-    """The service as an ASGI app; `dsn` is `STUDIO_DSN` of the environment when left out."""
-    connections = Connections(dsn or os.environ.get("STUDIO_DSN", DEFAULT_DSN))
+def create_app(dsn: str) -> FastAPI:
+    """The service as an ASGI app over the database at `dsn`; connects with the first request."""
+    connections = Connections(dsn)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -240,17 +235,7 @@ def serve(
     dsn: Annotated[str, typer.Option(envvar="STUDIO_DSN", help="Address of the studio's database.")] = DEFAULT_DSN,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    _refuse_used_port(port)
-    # The server's worker is a process of its own and finds the address there.
-    os.environ["STUDIO_DSN"] = dsn
-    Granian(
-        "studio.talent:create_app",
-        factory=True,
-        address="127.0.0.1",
-        port=port,
-        interface=Interfaces.ASGI,
-        workers_kill_timeout=5,
-    ).serve()
+    worker.serve(partial(create_app, dsn), host="127.0.0.1", port=port, setting="--port", log_level=LogLevels.info)
 
 
 def main(command: Callable[[], object] = _cli) -> None:
@@ -260,18 +245,6 @@ def main(command: Callable[[], object] = _cli) -> None:
     except DeltaworksError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
-
-
-def _refuse_used_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise PortInUseError(
-                f"cannot start the Talent Service: port {port} of 127.0.0.1 is in use; "
-                "choose another with --port or stop what listens there"
-            ) from error
 
 
 if __name__ == "__main__":

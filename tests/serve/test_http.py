@@ -17,7 +17,8 @@ from deltaworks.config import AppConfig, Config, ConfigError
 from deltaworks.log.change_log import Group
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import Lsn
-from deltaworks.serve.http import NoAppToServeError, PortInUseError, build, run
+from deltaworks.serve.http import NoAppToServeError, build, run
+from deltaworks.serve.worker import PortInUseError
 
 StartServer = Callable[[Path], Server]
 

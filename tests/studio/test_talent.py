@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import psycopg
@@ -17,19 +18,31 @@ from servers.postgres import Database
 from deltaworks.testing.postgres import free_port
 from studio.talent import MAX_IDS, RETRY_AFTER_S, create_app
 
+Service = tuple[subprocess.Popen[bytes], httpx.Client]
+
 
 @pytest.fixture(scope="module")
 def talent(loaded: Database) -> Iterator[httpx.Client]:
+    with running(loaded.dsn) as (process, client):
+        yield client
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+@contextmanager
+def running(dsn: str) -> Iterator[Service]:
+    """The service as its own process, ended with the block whatever happened in it."""
     port = free_port()
-    command = [sys.executable, "-m", "studio.talent", "--port", str(port), "--dsn", loaded.dsn]
+    command = [sys.executable, "-m", "studio.talent", "--port", str(port), "--dsn", dsn]
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
     ):
-        wait_until_healthy(client, process)
-        yield client
-        process.terminate()
-        assert process.wait(15) == 0
+        try:
+            wait_until_healthy(client, process)
+            yield process, client
+        finally:
+            process.kill()
 
 
 def wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
@@ -130,6 +143,27 @@ def test_a_database_that_is_down_is_503_and_asks_to_come_again() -> None:
         assert "cannot read the studio's database" in answer.json()["detail"]
 
 
+def test_a_killed_service_leaves_no_worker_on_the_port(loaded: Database) -> None:
+    with running(loaded.dsn) as (process, client):
+        port = client.base_url.port
+        process.kill()
+        process.wait(10)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not can_listen(port):
+            time.sleep(0.02)
+        assert can_listen(port)
+
+
+def can_listen(port: int | None) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def test_a_port_in_use_is_named_with_the_next_step() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -139,4 +173,5 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
             [sys.executable, "-m", "studio.talent", "--port", str(port)], capture_output=True, text=True, check=False
         )
     assert refused.returncode == 1
-    assert f"port {port} of 127.0.0.1 is in use; choose another with --port" in refused.stderr
+    assert f"cannot serve on '127.0.0.1' port {port}: Address already in use" in refused.stderr
+    assert "choose another with --port" in refused.stderr

@@ -13,10 +13,6 @@
 It only reads files that other processes write, so it starts before them and outlives them.
 """
 
-import ctypes
-import signal
-import socket
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -27,19 +23,18 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from granian import Granian
-from granian.constants import Interfaces
 from granian.log import LogLevels
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
 
-from deltaworks.config import Config, ServeConfig
+from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.local import LocalLogReader
 from deltaworks.position import Lsn
 from deltaworks.serve.metrics import Metrics
 from deltaworks.serve.page import find, render_page, render_results, status_text
 from deltaworks.serve.status import Status, read_status
+from deltaworks.serve.worker import serve
 from deltaworks.store.search import Hit, SearchReader
 
 _HEADERS = {
@@ -48,13 +43,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-_PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal this process gets when its parent dies."""
-
-
-class PortInUseError(TerminalError):
-    """Another process listens on the configured port."""
 
 
 class NoAppToServeError(TerminalError):
@@ -101,39 +89,14 @@ def run(config: Config) -> None:
         NoAppToServeError: see `build`.
     """
     _served_app(config)
-    _check_port(config.serve)
-    server = Granian(
-        "deltaworks.serve.http:build",
-        address=config.serve.host,
-        port=config.serve.port,
-        interface=Interfaces.ASGI,
-        websockets=False,
-        log_level=LogLevels.warning,
-        workers_kill_timeout=5,
-    )
     # The worker is a process of its own, so it gets the configuration and makes its application from it.
-    server.serve(target_loader=partial(_build_in_worker, config), wrap_loader=False)
-
-
-def _check_port(where: ServeConfig) -> None:
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server does it: a port whose last connections are still closing is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((where.host, where.port))
-        except OSError as error:
-            raise PortInUseError(
-                f"cannot serve on {where.host!r} port {where.port!r}: {error.strerror}; stop the process that listens "
-                "there, or set another serve.port in deltaworks.yaml"
-            ) from error
-
-
-def _build_in_worker(config: Config) -> FastAPI:
-    if sys.platform == "linux":
-        # A worker that outlived a killed server would keep the port; it only reads, so it may die at any moment.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return build(config)
+    serve(
+        partial(build, config),
+        host=config.serve.host,
+        port=config.serve.port,
+        setting="serve.port in deltaworks.yaml",
+        log_level=LogLevels.warning,
+    )
 
 
 def _served_app(config: Config) -> str:
