@@ -51,6 +51,11 @@ def test_every_command_is_in_the_reference() -> None:
         assert f"## `deltaworks {name}`" in page
 
 
+def test_examples_in_docstrings_are_run(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.getoption("doctestmodules")
+    assert {"platform", "studio"} <= set(pytestconfig.getini("testpaths"))
+
+
 @pytest.mark.parametrize("word", ["Debezium-compatible", "exactly-once delivery"])
 def test_the_manual_promises_nothing_we_do_not_do(word: str) -> None:
     assert not [page for page in PAGES if word in page.read_text()]
