@@ -9,7 +9,8 @@ from servers.postgres import Database
 
 from deltaworks.capture.postgres.batches import UnsupportedValueError
 from deltaworks.capture.postgres.replication import PostgresStream
-from deltaworks.capture.postgres.source import PostgresSource, SlotHeldError
+from deltaworks.capture.postgres.slot import SlotHeldError
+from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.source import Slice, SlotInvalidatedError, SourceNotReadyError, SourceUnreachableError
 from deltaworks.config import PostgresConfig
 from deltaworks.position import START, Lsn

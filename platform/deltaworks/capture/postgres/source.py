@@ -1,29 +1,23 @@
 """PostgreSQL 14 and newer as a source: publication, slot and pgoutput; dumps by key range."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-import psycopg
-import pyarrow as pa
-import structlog
-from psycopg import errors, pq, sql
+from psycopg import errors
 
-from deltaworks.capture.postgres import preflight
-from deltaworks.capture.postgres.batches import MARK_PREFIX, SliceBuilder, XidClock, read_columns
+from deltaworks.capture.postgres import preflight, reading
+from deltaworks.capture.postgres import slot as slots
+from deltaworks.capture.postgres.batches import MARK_PREFIX, SliceBuilder, XidClock
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
-    CatalogRow,
     describe_relation,
     describe_tables,
     find_published,
     find_tables,
     query,
-    quoted,
-    texts,
 )
 from deltaworks.capture.postgres.connect import connect, translated
 from deltaworks.capture.postgres.pgoutput import Relation
@@ -34,25 +28,11 @@ from deltaworks.capture.source import (
     Chunk,
     Finding,
     Running,
-    SlotInvalidatedError,
     SourceNotReadyError,
 )
 from deltaworks.config import PostgresConfig
-from deltaworks.errors import InvariantError, RetryableError
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
-
-COUNTED_BYTES = 64 << 20
-"""Below this size a table without statistics is counted for the progress display; it takes milliseconds."""
-
-HELD_PATIENCE_S = 2.0
-"""The server notices only after a moment that the last reader of a slot has left."""
-
-logger = structlog.get_logger()
-
-
-class SlotHeldError(RetryableError):
-    """Another reader is on the slot; there can be one."""
 
 
 class PostgresSource:
@@ -103,7 +83,7 @@ class PostgresSource:
             elif missing := preflight.unpublished(state, self._wanted):
                 connection.execute(preflight.extend_publication(self._wanted, missing))
             if state.slot is None:
-                self._create_slot(connection)
+                slots.create_slot(connection, self._wanted.slot, source=self.name)
 
     def tables(self) -> Sequence[TableSchema]:
         """The captured tables as they are now, in configured order."""
@@ -123,11 +103,17 @@ class PostgresSource:
             SlotHeldError: another reader is on the slot.
         """
         with self._asking("read the slot") as connection:
-            start = self._start_position(connection, resume_after)
+            start = slots.start_position(connection, self._wanted.slot, resume_after=resume_after)
             following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).first_unknown
         replication = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} stream", replication=True)
         try:
-            self._start_replication(replication, start)
+            slots.start_replication(
+                replication,
+                source=self.name,
+                slot=self._wanted.slot,
+                publication=self._wanted.publication,
+                start=start,
+            )
         except BaseException:
             replication.close()
             raise
@@ -144,12 +130,7 @@ class PostgresSource:
     def last_key(self, table: TableName) -> tuple[str, ...] | None:
         """The largest key now, as text in key order; `None` for an empty table."""
         with self._asking(f"find the last key of {table}") as connection:
-            schema = self._describe_now(table, connection)
-            statement = sql.SQL("select {} from {} order by {} limit 1").format(
-                _names(schema.key), quoted(table), sql.SQL(", ").join(_descending(name) for name in schema.key)
-            )
-            columns = texts(connection, statement, [])
-        return _key_at(columns, 0) if columns and columns[0] else None
+            return reading.last_key(connection, self._describe_now(table, connection))
 
     def chunk(
         self,
@@ -161,28 +142,18 @@ class PostgresSource:
     ) -> Chunk:
         """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
 
-        def statement(schema: TableSchema) -> tuple[sql.Composable, list[object]]:
-            key, typed = _names(schema.key), _typed_key(schema)
-            after = sql.SQL("({}) > ({}) and ").format(key, typed) if after_key is not None else sql.SQL("")
-            text = sql.SQL("select {} from {} where {}({}) <= ({}) order by {} limit %s").format(
-                _names(schema.names), quoted(table), after, key, typed, key
-            )
-            return text, [*(after_key or ()), *up_to_key, limit]
+        def statement(schema: TableSchema) -> reading.Statement:
+            return reading.in_range(schema, after_key=after_key, up_to_key=up_to_key, limit=limit)
 
-        return self._read(table, statement, limit=limit)
+        with self._asking(f"read {table}") as connection:
+            return reading.read(connection, table, describe=self._describe_now, statement=statement, limit=limit)
 
     def rows(self, table: TableName, *, keys: Sequence[tuple[str, ...]]) -> Chunk:
         """The rows that have one of these keys now."""
-
-        def statement(schema: TableSchema) -> tuple[sql.Composable, list[object]]:
-            key = _names(schema.key)
-            wanted = sql.SQL(", ").join([sql.SQL("({})").format(_typed_key(schema))] * len(keys))
-            text = sql.SQL("select {} from {} where ({}) in ({}) order by {}").format(
-                _names(schema.names), quoted(table), key, wanted, key
+        with self._asking(f"read {table}") as connection:
+            return reading.read(
+                connection, table, describe=self._describe_now, statement=lambda schema: reading.with_keys(schema, keys)
             )
-            return text, [part for each in keys for part in each]
-
-        return self._read(table, statement, limit=None)
 
     def running(self) -> Running:
         """The transactions that run now, and since when."""
@@ -195,16 +166,7 @@ class PostgresSource:
     def estimated_rows(self, table: TableName) -> int | None:
         """The statistics' row count; counted where there are none and the table is small."""
         with self._asking(f"estimate the rows of {table}") as connection:
-            name = quoted(table).as_string(connection)
-            row = next(iter(query(connection, "estimated_rows", table=name)), None)
-            if row is None:
-                return None
-            if row["estimated"] >= 0:
-                return int(row["estimated"])
-            if row["bytes"] > COUNTED_BYTES:
-                return None
-            counted = connection.execute(sql.SQL("select count(*) from {}").format(quoted(table))).fetchone()
-        return int(counted[0]) if counted else None
+            return reading.estimated_rows(connection, table)
 
     def mark(self, mark_id: str) -> None:
         """Commit a marker into the WAL; it comes back as `Slice.mark`."""
@@ -243,70 +205,6 @@ class PostgresSource:
         with translated(f"{what} of source {self.name!r}"):
             yield self._connection
 
-    def _create_slot(self, connection: AnyConnection) -> None:
-        logger.info("creating the replication slot", source=self.name, slot=self._wanted.slot)
-        connection.execute("select pg_catalog.pg_create_logical_replication_slot(%s, 'pgoutput')", [self._wanted.slot])
-
-    def _free_slot(self, connection: AnyConnection) -> CatalogRow | None:
-        """The slot, once nobody reads it."""
-        deadline = time.monotonic() + HELD_PATIENCE_S
-        while True:
-            slot = next(iter(query(connection, "slot", slot=self._wanted.slot)), None)
-            if slot is None or slot["active_pid"] is None:
-                return slot
-            if time.monotonic() > deadline:
-                raise SlotHeldError(
-                    f"cannot read slot {self._wanted.slot!r}: process {slot['active_pid']} of the server is on it; "
-                    "stop the other reader of this source"
-                )
-            time.sleep(0.05)
-
-    def _start_position(self, connection: AnyConnection, resume_after: Lsn) -> Lsn:
-        slot, name = self._free_slot(connection), self._wanted.slot
-        mend = "the changes in between are lost to this log: capture the source into a new log, which dumps its tables"
-        if slot is None or slot["confirmed"] is None:
-            raise SlotInvalidatedError(f"cannot resume after {resume_after}: slot {name!r} is gone; {mend}")
-        if slot["wal_status"] == "lost":
-            raise SlotInvalidatedError(
-                f"cannot resume after {resume_after}: the server recycled log that slot {name!r} had not read; "
-                f"drop the slot; {mend}"
-            )
-        confirmed = Lsn.parse(slot["confirmed"])
-        if resume_after == START:
-            return confirmed
-        # The server would start at its own position without a word.
-        if confirmed > resume_after:
-            raise SlotInvalidatedError(
-                f"cannot resume after {resume_after}: slot {name!r} is ahead at {confirmed}; {mend}"
-            )
-        if resume_after > Lsn.parse(slot["flushed"]):
-            raise SlotInvalidatedError(
-                f"cannot resume after {resume_after}: the server's own log ends before, at {slot['flushed']}, "
-                f"so it was restored or replaced; {mend}"
-            )
-        return resume_after
-
-    def _start_replication(self, connection: psycopg.Connection[tuple[object, ...]], start: Lsn) -> None:
-        publication = sql.Identifier(self._wanted.publication).as_string(connection)
-        command = sql.SQL(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
-        ).format(sql.Identifier(self._wanted.slot), sql.SQL(str(start)), sql.Literal(publication))
-        result = connection.pgconn.exec_(command.as_bytes(connection))
-        if result.status == pq.ExecStatus.COPY_BOTH:
-            connection.pgconn.nonblocking = 1
-            return
-        error = errors.error_from_result(result)
-        if isinstance(error, errors.ObjectInUse):
-            # The server names the process that is on it.
-            raise SlotHeldError(f"cannot read slot {self._wanted.slot!r}: {error.diag.message_primary}") from error
-        if isinstance(error, errors.ObjectNotInPrerequisiteState):
-            raise SlotInvalidatedError(
-                f"cannot read slot {self._wanted.slot!r}: {error.diag.message_primary}; drop it and capture the "
-                "source into a new log, which dumps its tables"
-            ) from error
-        with translated(f"start replication of source {self.name!r}"):
-            raise error
-
     def _describe(self, relation: Relation) -> TableSchema | None:
         if TableName(relation.namespace, relation.name) not in self._wanted.tables:
             return None
@@ -326,64 +224,6 @@ class PostgresSource:
         if not schema.key:
             raise SourceNotReadyError(f"cannot read {table} of source {self.name!r}: it has no key; give it one")
         return schema
-
-    def _read(
-        self,
-        table: TableName,
-        statement: Callable[[TableSchema], tuple[sql.Composable, list[object]]],
-        *,
-        limit: int | None,
-    ) -> Chunk:
-        """Rows and the snapshot that saw them, out of one transaction."""
-        with self._asking(f"read {table}") as connection:
-            connection.execute("begin isolation level repeatable read read only")
-            try:
-                # The lock of any reader, taken before the snapshot: a table that is rewritten or truncated in
-                # between would look empty to the snapshot although it is not.
-                connection.execute(sql.SQL("lock table {} in access share mode").format(quoted(table)))
-                row = connection.execute("select pg_catalog.pg_current_snapshot()::text").fetchone()
-                schema = self._describe_now(table, connection)
-                columns = texts(connection, *statement(schema))
-            finally:
-                if not connection.broken:
-                    connection.execute("rollback")
-        if row is None:
-            raise InvariantError(f"cannot read {table}: the server gave no snapshot")
-        return _as_chunk(schema, columns, visible_in=Snapshot.parse(row[0]), limit=limit)
-
-
-def _as_chunk(
-    schema: TableSchema, columns: list[list[bytes | None]], *, visible_in: Snapshot, limit: int | None
-) -> Chunk:
-    arrays = read_columns(schema, columns, place=f"the dump of {schema.name}")
-    rows = pa.RecordBatch.from_arrays(arrays, schema=schema.to_arrow())
-    is_full = limit is not None and rows.num_rows >= limit
-    key_columns = [columns[schema.names.index(name)] for name in schema.key]
-    return Chunk(
-        schema=schema, rows=rows, visible_in=visible_in, last_key=_key_at(key_columns, -1) if is_full else None
-    )
-
-
-def _key_at(columns: list[list[bytes | None]], row: int) -> tuple[str, ...]:
-    # A key column is never null.
-    return tuple((column[row] or b"").decode() for column in columns)
-
-
-def _names(names: Sequence[str]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.Identifier(name) for name in names)
-
-
-def _descending(name: str) -> sql.Composed:
-    return sql.SQL("{} desc").format(sql.Identifier(name))
-
-
-def _typed_key(schema: TableSchema) -> sql.Composed:
-    """A placeholder per key column, cast from text to the column's own type so that the index serves it."""
-    return sql.SQL(", ").join(
-        # The type's name is the server's own spelling, quoted where it must be.
-        sql.SQL("cast(%s as {})").format(sql.SQL(schema.column(name).source_type))
-        for name in schema.key
-    )
 
 
 def _listing(source: str, found: Sequence[Finding]) -> str:
