@@ -13,12 +13,14 @@ import pytest
 from servers.postgres import Database
 
 from deltaworks import faults
-from deltaworks.capture.postgres.source import PostgresSource, SlotHeldError
+from deltaworks.capture.postgres.slot import SlotHeldError
+from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.source import SlotInvalidatedError
 from deltaworks.log.change_log import Group, GroupHeader, LogFullError
+from deltaworks.log.dumping import DumpProgress
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.memory import MemoryLog, MemoryLogWriter
-from deltaworks.log.recorder import DumpProgress, drain, follow
+from deltaworks.log.recorder import drain, follow
 from deltaworks.testing.postgres import PostgresServer
 
 Row = dict[str, Any]

@@ -14,8 +14,8 @@ from deltaworks.capture.source import Finding, Source
 from deltaworks.config import Config
 from deltaworks.log import recorder
 from deltaworks.log.change_log import FencedError, LogReader
+from deltaworks.log.dumping import DumpProgress
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
-from deltaworks.log.recorder import DumpProgress
 from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
