@@ -12,7 +12,7 @@ from assets.modeled import modeled_tables
 from assets.released import released_views
 from assets.stored import stored_tables
 from resources import environment
-from resources.dbt import dbt_cli
+from resources.dbt import dbt
 from resources.deltaworks_config import DeltaworksConfig
 from sensors.log_ahead import log_ahead_sensor
 
@@ -47,7 +47,7 @@ def build(config_path: Path) -> dg.Definitions:
         asset_checks=[*source_checks(config), *expectation_checks(config)],
         jobs=list(loads.values()),
         sensors=[log_ahead_sensor(source, job=load) for source, load in loads.items()],
-        resources={"deltaworks": DeltaworksConfig(path=str(config_path)), "dbt": dbt_cli(config)},
+        resources={"deltaworks": DeltaworksConfig(path=str(config_path)), "dbt": dbt(config)},
         executor=dg.in_process_executor,
     )
 

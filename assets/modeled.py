@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
+from dagster_dbt import DagsterDbtTranslator, dbt_assets
 
 from assets import names
 from assets.metadata import model_metadata
 from deltaworks import operate
 from deltaworks.config import Config
 from deltaworks.lineage.sql import Relation
-from resources.dbt import prepared_project
+from resources.dbt import Dbt, prepared_project
 from resources.deltaworks_config import DeltaworksConfig
 
 
@@ -48,36 +47,25 @@ def modeled_tables(config: Config) -> dg.AssetsDefinition:
         for node in [*manifest["nodes"].values(), *manifest["sources"].values()]
         if node.get("relation_name")
     }
-    files = {
-        _relation(node): Path("compiled", node["package_name"], node["original_file_path"])
-        for node in manifest["nodes"].values()
-        if node["resource_type"] == "model"
-    }
+    relations = {node["unique_id"]: _relation(node) for node in manifest["nodes"].values()}
 
     @dbt_assets(manifest=manifest, project=project, dagster_dbt_translator=translator, name="modeled", pool="lake")
     def modeled(
-        context: dg.AssetExecutionContext, dbt: DbtCliResource, deltaworks: DeltaworksConfig
+        context: dg.AssetExecutionContext, dbt: Dbt, deltaworks: DeltaworksConfig
     ) -> Iterator[Any]:  # Any: the events that dagster-dbt makes of dbt's
-        invocation = dbt.cli(["build"], context=context)
-        events: list[Any] = []  # Any: as above
-        try:
-            events += invocation.stream()
-        finally:
-            # What was built before a failure is told as well; the failure follows.
-            statements = {
-                relation: path.read_text(encoding="utf-8")
-                for relation, file in files.items()
-                if (path := invocation.target_path / file).exists()
-            }
-            models = operate.describe_models(deltaworks.load(), statements)
-            metadata = {keys[relation]: model_metadata(model, keys) for relation, model in models.items()}
-            for event in events:
-                if isinstance(event, dg.Output):
-                    yield event.with_metadata(
-                        {**event.metadata, **metadata.get(context.asset_key_for_output(event.output_name), {})}
-                    )
-                else:
-                    yield event
+        build = dbt.build(context)
+        statements = {relations[node]: statement for node, statement in build.statements.items()}
+        models = operate.describe_models(deltaworks.load(), statements)
+        metadata = {keys[relation]: model_metadata(model, keys) for relation, model in models.items()}
+        for event in build.events:
+            if isinstance(event, dg.Output):
+                yield event.with_metadata(
+                    {**event.metadata, **metadata.get(context.asset_key_for_output(event.output_name), {})}
+                )
+            else:
+                yield event
+        # What was built before a failure is told as well; the failure follows.
+        build.raise_on_failure()
 
     return modeled
 
