@@ -1,11 +1,14 @@
 """What a table looks like: the one description shared by capture, log, process and store."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import pyarrow as pa
+
+_PART = re.compile(r'(?:"((?:[^"]|"")+)"|([^."]+))(?:\.(?!$)|$)')
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -16,6 +19,8 @@ class TableName:
     TableName(namespace='public', name='movie')
     >>> str(TableName.parse("sales.order"))
     'sales.order'
+    >>> TableName.parse('"a.b".c')
+    TableName(namespace='a.b', name='c')
     """
 
     namespace: str
@@ -23,9 +28,15 @@ class TableName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `name` or `namespace.name`; the namespace is `public` when it is left out."""
-        namespace, dot, name = text.partition(".")
-        return cls(namespace, name) if dot else cls("public", namespace)
+        """Read `name` or `namespace.name`; the namespace is `public` when it is left out.
+
+        A part that has a dot or a double quote in it stands in double quotes, which are doubled inside.
+        """
+        parts = [part.replace('""', '"') for part in _unquoted(text)]
+        if len(parts) > 2:
+            # Without quotes the first dot parts the two, as in a name that only its table has dots in.
+            parts = text.split(".", 1)
+        return cls(parts[0], parts[1]) if len(parts) == 2 else cls("public", parts[0])
 
     @property
     def short(self) -> str:
@@ -33,7 +44,23 @@ class TableName:
         return self.name if self.namespace == "public" else f"{self.namespace}__{self.name}"
 
     def __str__(self) -> str:
-        return f"{self.namespace}.{self.name}"
+        return f"{_quoted(self.namespace)}.{_quoted(self.name)}"
+
+
+def _quoted(part: str) -> str:
+    needs_quotes = "." in part or '"' in part or not part
+    return '"' + part.replace('"', '""') + '"' if needs_quotes else part
+
+
+def _unquoted(text: str) -> Iterator[str]:
+    """The parts of a name between its dots, without their quotes; a text that does not fit is one part."""
+    matches = list(_PART.finditer(text))
+    if not matches or "".join(match.group(0) for match in matches) != text:
+        yield text
+        return
+    for match in matches:
+        quoted, bare = match.groups()
+        yield bare if quoted is None else quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +103,10 @@ class TableSchema:
     def names(self) -> tuple[str, ...]:
         """Column names in the table's order."""
         return tuple(column.name for column in self.columns)
+
+    def row_schema(self) -> pa.Schema:
+        """The Arrow schema of rows as they are read: `_as_text`, then the columns."""
+        return self.to_arrow(before=(AS_TEXT,))
 
     def to_arrow(self, before: Iterable[pa.Field] = ()) -> pa.Schema:
         """An Arrow schema with `before`, then the columns; `from_arrow` reads it back exactly."""
