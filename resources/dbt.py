@@ -124,7 +124,7 @@ def _invoke(project_dir: str, target: str, arguments: list[str], messages: list[
         return dbtRunner(callbacks=[keep]).invoke(command)
     finally:
         # It would keep the lake attached for the life of the process.
-        DuckDBConnectionManager.close_all_connections()
+        DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb has no types
 
 
 def _failure(results: list[Any]) -> str:
