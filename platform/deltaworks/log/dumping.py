@@ -148,6 +148,25 @@ class Dumping:
         faults.reach("dump.after_mark")
         return False
 
+    def is_table_done(self, table: TableName) -> bool:
+        """Whether the log has every row of a table, by reads or by changes."""
+        dump = self._dumps.get(table)
+        return dump is not None and dump.state is DumpState.DONE
+
+    def restart(self, table: TableName, reason: str) -> None:
+        """Dump a table anew, from its first row: the log missed what changed in it. Its other dump, if any, ends."""
+        if table not in self._dumps:
+            return
+        logger.warning("a table is dumped again", source=self.source.name, table=str(table), reason=reason)
+        if self._flight is not None and self._flight.table == table:
+            # Its mark will come back and find nobody who waits for it.
+            self._flight = None
+        self._recent.forget_table(table)
+        # A new fence: what was streamed before now and is not visible yet ends before the first chunk is read.
+        self._fence = None
+        self._dumps[table] = TableDump()
+        self.is_unsaved = True
+
     def settle(self, taken: Slice) -> tuple[ChangeBatch, ...]:
         """The reads of the chunk whose mark ends this slice."""
         flight = self._flight
