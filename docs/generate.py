@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 import deltaworks
 from deltaworks.cli import app
-from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, ServeConfig
+from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, S3Config, ServeConfig
 from deltaworks.errors import DeltaworksError
 
 FOLDER = Path(__file__).parent / "reference"
@@ -49,6 +49,7 @@ def config_page() -> str:
         ("sources.NAME", PostgresConfig),
         ("apps.NAME", AppConfig),
         ("lake", LakeConfig),
+        ("lake.s3", S3Config),
         ("serve", ServeConfig),
     ]
     parts = ["# `deltaworks.yaml`\n\n`${NAME}` and `${NAME:-default}` read the environment.\n"]

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from deltaworks.errors import TerminalError
 from deltaworks.schema import TableName
 
 _T = TypeVar("_T")
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+_S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]*[a-z0-9](/.*)?")
+_S3_KEYS = ("access_key_id", "secret_access_key", "session_token")
+_UNTOLD = ("dsn", "catalog", *_S3_KEYS)
+"""Settings that may hold a password; no message repeats what they were given."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 """Names become slots, folders, schemas and asset keys, so they keep to what all of those take."""
@@ -62,13 +67,48 @@ class PostgresConfig(_Model):
         return tuple(TableName.parse(table) for table in self.tables)
 
 
+class S3Config(_Model):
+    """The service behind a lake's `s3://` data. Without keys, those of AWS's own rules: profile, role, environment."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/\s]+$")] | None = None
+    """`https://host:port` of a service that speaks S3; AWS when left out."""
+    region: str = "us-east-1"
+    """The bucket's region."""
+    access_key_id: SecretStr | None = None
+    """`${NAME}`: a key comes from the environment, never from the file."""
+    secret_access_key: SecretStr | None = None
+    """`${NAME}`, given together with `access_key_id`."""
+    session_token: SecretStr | None = None
+    """`${NAME}`, for keys that expire."""
+
+    @field_validator(*_S3_KEYS, mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
+
+    @model_validator(mode="after")
+    def _keys_come_together(self) -> "S3Config":
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key belong together; one of them is empty")
+        return self
+
+
 class LakeConfig(_Model):
     """The DuckLake that every load writes to."""
 
-    catalog: str = "sqlite:{home}/lake/catalog.sqlite"
-    """What follows `ducklake:` in DuckDB's ATTACH; `{home}` stands for the home folder."""
-    data: str = "{home}/lake/data"
+    catalog: Annotated[str, Field(pattern=r"^(sqlite|postgres):.", repr=False)] = "sqlite:{home}/lake/catalog.sqlite"
+    """`sqlite:FILE`, or `postgres:` with a libpq connection string or URL; `{home}` stands for the home folder."""
+    data: Annotated[str, Field(min_length=1)] = "{home}/lake/data"
     """A folder or an `s3://bucket/prefix`."""
+    s3: S3Config = Field(default_factory=S3Config)
+    """The service that keeps `s3://` data."""
+
+    @field_validator("data")
+    @classmethod
+    def _is_a_folder_or_on_s3(cls, data: str) -> str:
+        if "://" in data and _S3_ADDRESS.fullmatch(data) is None:
+            raise ValueError("expected a folder or s3://bucket/prefix")
+        return data
 
 
 class AppConfig(_Model):
@@ -170,6 +210,7 @@ def load(path: Path, *, environment: Mapping[str, str]) -> Config:
     unset: list[str] = []
     filled = _fill(document, environment, unset)
     faults = [f"{name}: not set in the environment and has no default" for name in dict.fromkeys(unset)]
+    faults += _written_out(document)
     config: Config | None = None
     try:
         config = Config.model_validate(filled)
@@ -204,12 +245,25 @@ def _fault(item: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in item["loc"])
     given = item.get("input")
     # A secret or a whole section is no help in a message; only plain values are repeated.
-    shown = f", got {given!r}" if isinstance(given, (int, float, bool)) or _is_plain(place, given) else ""
+    shown = f", got {given!r}" if _is_plain(given) and not place.endswith(_UNTOLD) else ""
     return f"{place}: {item['msg'].removeprefix('Value error, ')}{shown}"
 
 
-def _is_plain(place: str, given: object) -> bool:
-    return isinstance(given, str) and not place.endswith("dsn") and len(given) < 80
+def _is_plain(given: object) -> bool:
+    return isinstance(given, (int, float, bool)) or (isinstance(given, str) and len(given) < 80)
+
+
+def _written_out(document: Mapping[str, Any]) -> list[str]:
+    """Keys that stand in the file itself."""
+    lake = document.get("lake")
+    s3 = lake.get("s3") if isinstance(lake, dict) else None
+    given = {name: s3[name] for name in _S3_KEYS if name in s3} if isinstance(s3, dict) else {}
+    references = {name: _VARIABLE.fullmatch(str(value)) for name, value in given.items()}
+    return [
+        f"lake.s3.{name}: a key must not stand in the file; write ${{NAME}} and set NAME in the environment"
+        for name, reference in references.items()
+        if reference is None or reference["default"]
+    ]
 
 
 def _loose_ends(config: Config) -> list[str]:

@@ -103,7 +103,11 @@ def load(config: Config, log: str) -> Loaded:
 def open_lake(config: Config, *, read_only: bool = False) -> Lake:
     """The lake of this configuration."""
     return Lake.open(
-        catalog=config.lake_catalog, data=config.lake_data, extensions=config.extension_folder, read_only=read_only
+        catalog=config.lake_catalog,
+        data=config.lake_data,
+        s3=config.lake.s3,
+        extensions=config.extension_folder,
+        read_only=read_only,
     )
 
 

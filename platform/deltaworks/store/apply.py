@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 from deltaworks.change import DELETE, TRUNCATE, ChangeBatch
 from deltaworks.errors import InvariantError
 from deltaworks.schema import TableSchema
-from deltaworks.store.lake import literal, quoted
+from deltaworks.store.address import literal
+from deltaworks.store.lake import quoted
 from deltaworks.store.statements import Statements
 
 STATE_COLUMNS = ("_commit", "_committed_at")

@@ -31,7 +31,9 @@ from typing import Any, Self, TypeVar
 
 import duckdb
 
+from deltaworks.config import S3Config
 from deltaworks.errors import RetryableError, TerminalError
+from deltaworks.store.address import LakeAddress
 from deltaworks.store.extensions import provide
 
 _T = TypeVar("_T")
@@ -64,15 +66,6 @@ def quoted(*names: str) -> str:
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
-def literal(value: str) -> str:
-    """An SQL text literal, for the few statements that take no parameters.
-
-    >>> literal("it's")
-    "'it''s'"
-    """
-    return "'" + value.replace("'", "''") + "'"
-
-
 class Lake:
     """An open lake; a context manager. One instance serves one thread.
 
@@ -85,22 +78,29 @@ class Lake:
         self._lock = lock
 
     @classmethod
-    def open(cls, *, catalog: str, data: str, extensions: Path, read_only: bool = False) -> Self:
+    def open(
+        cls, *, catalog: str, data: str, extensions: Path, s3: S3Config | None = None, read_only: bool = False
+    ) -> Self:
         """Open the lake, or create it unless `read_only`.
 
-        `catalog` is what follows `ducklake:` in DuckDB's ATTACH, `data` a folder or an `s3://` prefix,
-        `extensions` the folder of DuckDB's extensions.
+        `catalog` is what follows `ducklake:` in DuckDB's ATTACH, `data` a folder or an `s3://` prefix whose
+        service `s3` describes, `extensions` the folder of DuckDB's extensions.
 
         Raises:
             LakeUnavailableError: no such lake to read, a folder that cannot be written, another data folder.
+            CatalogAddressError, ObjectStoreDeniedError: the address or its keys cannot be used.
+            ConditionalWriteError, ObjectStoreDownError: the object store cannot be written to, or not safely.
             ExtensionMissingError: a wheel with an extension is not installed.
             LakeBusyError: the catalog stayed locked.
         """
-        catalog_file = _catalog_file(catalog)
+        address = LakeAddress.of(catalog=catalog, data=data, s3=s3 or S3Config())
+        catalog_file = address.catalog_file
         if read_only and catalog_file is not None and not catalog_file.exists():
             raise LakeUnavailableError(f"no lake at {str(catalog_file)!r} yet; load something into it first")
-        for folder in (extensions, *([] if read_only else _folders(catalog_file, data))):
+        for folder in (extensions, *(() if read_only else address.folders)):
             _make_folder(folder)
+        if address.store is not None and not read_only:
+            address.store.refuse_second_writer()
         connection = duckdb.connect(
             config={
                 "extension_directory": str(extensions),
@@ -113,11 +113,13 @@ class Lake:
         )
         lake = cls(
             connection,
-            attach=_attach_statement(catalog, data, read_only=read_only),
+            attach=address.attach(read_only=read_only),
             lock=catalog_file.with_name(catalog_file.name + ".lock") if catalog_file is not None else None,
         )
         try:
-            provide(connection, _needed_extensions(catalog, data), folder=extensions)
+            provide(connection, address.extensions, folder=extensions)
+            for secret in address.secrets:
+                secret.create(connection)
             connection.execute("set timezone = 'UTC'")
             if catalog_file is not None:
                 connection.execute("set global sqlite_disable_multithreaded_scans = true")
@@ -273,16 +275,6 @@ def _is_busy(error: duckdb.Error) -> bool:
     return any(sign in text for sign in _BUSY)
 
 
-def _catalog_file(catalog: str) -> Path | None:
-    """The file of an SQLite catalog; `None` for one that a server keeps."""
-    return Path(catalog.removeprefix("sqlite:")) if catalog.startswith("sqlite:") else None
-
-
-def _folders(catalog_file: Path | None, data: str) -> list[Path]:
-    local_data = [] if "://" in data else [Path(data)]
-    return [*([] if catalog_file is None else [catalog_file.parent]), *local_data]
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -293,23 +285,3 @@ def _make_folder(folder: Path) -> None:
             f"cannot write to folder {str(folder)!r}: {error.strerror}; mend its permissions or choose another in"
             " deltaworks.yaml"
         ) from error
-
-
-def _needed_extensions(catalog: str, data: str) -> list[str]:
-    kind = catalog.partition(":")[0]
-    return [
-        "ducklake",
-        *([kind] if kind in ("sqlite", "postgres") else []),
-        *(["httpfs"] if "://" in data else []),
-    ]
-
-
-def _attach_statement(catalog: str, data: str, *, read_only: bool) -> str:
-    options = [f"data_path {literal(data)}", "data_inlining_row_limit 0"]
-    if catalog.startswith("sqlite:"):
-        # Write-ahead mode lets readers go on while a load commits, and stays set in the file. The
-        # default mode makes every reader of the catalog a lock against the writer's commit.
-        options += ["meta_busy_timeout 5000", *([] if read_only else ["meta_journal_mode 'WAL'"])]
-    if read_only:
-        options.append("read_only")
-    return f"attach {literal('ducklake:' + catalog)} as lake ({', '.join(options)})"
