@@ -136,3 +136,65 @@ from pg_catalog.pg_logical_slot_peek_binary_changes(
        'proto_version', '1', 'publication_names', quote_ident(%(publication)s))
 where pg_catalog.get_byte(data, 0) in (ascii('I'), ascii('U'), ascii('D'), ascii('T'))
 limit 1
+
+-- name: survey_source
+-- Which server this is, its history, and the publication. The timeline is the first part of a WAL file's name.
+select (select system_identifier::text from pg_catalog.pg_control_system()) as system,
+       ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int as timeline,
+       (select oid || ':' || xmin from pg_catalog.pg_publication where pubname = %(publication)s) as publication
+
+-- name: survey_position
+-- After the survey was read: everything that it saw was committed before.
+select pg_catalog.pg_current_wal_insert_lsn()::text as position
+
+-- name: survey_columns
+-- Columns by number. `xmin` is another one after each change of the entry; a rewrite of the rows leaves it alone.
+select a.attrelid::bigint as oid,
+       a.attnum as number,
+       a.attname::text as name,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) as source_type,
+       t.typname::text as base_type,
+       not a.attnotnull as nullable,
+       a.atthasmissing as is_filled,
+       a.xmin::text as version,
+       coalesce((select jsonb_object_agg(e.oid::text, e.enumlabel::text)
+                 from pg_catalog.pg_enum e
+                 -- A type's array and a domain have the labels of the type that they are made of.
+                 where e.enumtypid = coalesce(nullif(t.typelem, 0), nullif(t.typbasetype, 0), t.oid)), '{}') as labels
+from pg_catalog.pg_attribute a
+join pg_catalog.pg_type t on t.oid = a.atttypid
+where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
+  and (a.attgenerated = '' or (current_setting('server_version_num')::int >= 180000 and a.attgenerated = 's'))
+order by a.attrelid, a.attnum
+
+-- name: survey_parts
+-- Where the rows of each table are: itself, or its partitions. A partition was made in place when its first
+-- catalog entry and its place in the tree are of one command of one transaction; any other was attached, perhaps
+-- with rows. (CREATE TABLE … PARTITION OF lies 2 command ids apart in 14 to 18, an ATTACH 6 or more.)
+select root.oid::bigint as oid,
+       part.oid::bigint as part,
+       coalesce(pg_catalog.pg_relation_filenode(part.oid), 0)::bigint as file,
+       exists (select 1
+               from pg_catalog.pg_partition_ancestors(part.oid) as up (relid)
+               join pg_catalog.pg_inherits i on i.inhrelid = up.relid
+               join pg_catalog.pg_attribute a on a.attrelid = up.relid and a.attnum = -1
+               where i.xmin::text <> a.xmin::text
+                  or i.cmin::text::bigint - a.cmin::text::bigint not between 0 and 2) as is_attached
+from unnest(%(oids)s::oid[]) as root (oid)
+cross join lateral (
+  select root.oid as oid from pg_catalog.pg_class c where c.oid = root.oid and c.relkind <> 'p'
+  union all
+  select t.relid from pg_catalog.pg_partition_tree(root.oid) t where t.isleaf and t.relid <> root.oid
+) as part
+order by root.oid, part.oid
+
+-- name: survey_published
+-- The entry by which each table is in the publication; its id is another one when it was taken out and put back.
+select c.oid::bigint as oid,
+       coalesce((select 'table ' || r.oid || ':' || r.xmin from pg_catalog.pg_publication_rel r
+                 where r.prpubid = p.oid and r.prrelid = c.oid), 'schema or all') as entry
+from pg_catalog.pg_publication p
+join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
+join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+where p.pubname = %(publication)s and c.oid = any(%(oids)s::oid[])
