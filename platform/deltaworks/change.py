@@ -13,6 +13,10 @@ columns *after* the change.
 | `_committed_at` | timestamp(us, UTC)  | commit time by the source's clock                             |
 | `_unchanged`    | list<utf8>, or null | columns the source did not send; their value here is null and means nothing |
 | `_old_key`      | struct of the key columns, or null | the key before the change, only where it changed |
+| `_as_text`      | map<utf8, utf8>, or null | column to the source's text of a value that its Arrow type cannot hold |
+
+A column that `_as_text` names is null in that row; see `schema.AS_TEXT`. A part of the old key that its type
+cannot hold is null in `_old_key` and stands there as `_old_key.<column>`.
 
 A delete has its key columns filled and all others null. A truncate has all of them null.
 (`_commit`, `_ordinal`) is the identity of a change. A read has the position of the mark that
@@ -26,7 +30,7 @@ from typing import Self
 import pyarrow as pa
 
 from deltaworks.errors import InvariantError
-from deltaworks.schema import TableSchema
+from deltaworks.schema import AS_TEXT, TableSchema
 
 CREATE, UPDATE, DELETE, READ, TRUNCATE = "c", "u", "d", "r", "t"
 
@@ -46,10 +50,14 @@ def meta_fields(schema: TableSchema) -> tuple[pa.Field, ...]:
         pa.field("_committed_at", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("_unchanged", pa.list_(pa.string())),
         pa.field("_old_key", old_key),
+        AS_TEXT,
     )
 
 
-META_COLUMNS = ("_op", "_commit", "_ordinal", "_txid", "_committed_at", "_unchanged", "_old_key")
+META_COLUMNS = ("_op", "_commit", "_ordinal", "_txid", "_committed_at", "_unchanged", "_old_key", AS_TEXT.name)
+
+OLD_KEY = "_old_key."
+"""What stands before a column's name in `_as_text` where the text is of the old key."""
 
 
 def change_schema(schema: TableSchema) -> pa.Schema:
@@ -68,11 +76,16 @@ class ChangeBatch:
     def from_arrow(cls, rows: pa.RecordBatch) -> Self:
         """Take a record batch that `change_schema` describes, for example out of the log.
 
+        Batches from before `_as_text` get it: no value of theirs needed one.
+
         Raises:
             MalformedBatchError: the meta columns are not there.
         """
-        if tuple(rows.schema.names[: len(META_COLUMNS)]) != META_COLUMNS:
-            raise MalformedBatchError(f"cannot read changes: first columns are {rows.schema.names[:7]}")
+        names = tuple(rows.schema.names[: len(META_COLUMNS)])
+        if names != META_COLUMNS:
+            if names[: len(META_COLUMNS) - 1] != META_COLUMNS[:-1]:
+                raise MalformedBatchError(f"cannot read changes: first columns are {names}")
+            rows = rows.add_column(len(META_COLUMNS) - 1, AS_TEXT, pa.nulls(rows.num_rows, AS_TEXT.type))
         return cls(TableSchema.from_arrow(rows.schema), rows)
 
     def __len__(self) -> int:

@@ -10,6 +10,14 @@ import pyarrow as pa
 
 _PART = re.compile(r'(?:"((?:[^"]|"")+)"|([^."]+))(?:\.(?!$)|$)')
 
+AS_TEXT = pa.field("_as_text", pa.map_(pa.string(), pa.string()))
+"""Beside a row's columns: column name to the source's own text of a value that the column's Arrow type cannot hold.
+
+The column itself is null there. So a NaN in `numeric(10,2)`, an infinite date, a year outside of 1 to 9999 or an
+array of two dimensions is neither changed nor lost. Null, never empty, in a row whose columns hold everything.
+Text that is not UTF-8 (a server without an encoding) stands here as its bytes: `\\x` and two digits for each.
+"""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class TableName:

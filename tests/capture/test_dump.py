@@ -49,6 +49,7 @@ def change(op: str, key: int | None, *, txid: int, commit: int, **more: Any) -> 
         "_committed_at": AT,
         "_unchanged": None,
         "_old_key": None,
+        "_as_text": None,
         "id": key,
         "title": None,
         "plot": None,
@@ -63,7 +64,7 @@ def batch_of(*rows: Row, schema: TableSchema = SCHEMA) -> ChangeBatch:
 def chunk_of(rows: Iterable[Row], snapshot: str, *, last_key: tuple[str, ...] | None = None) -> Chunk:
     return Chunk(
         schema=SCHEMA,
-        rows=pa.RecordBatch.from_pylist(list(rows), schema=SCHEMA.to_arrow()),
+        rows=pa.RecordBatch.from_pylist(list(rows), schema=SCHEMA.row_schema()),
         visible_in=Snapshot.parse(snapshot),
         last_key=last_key,
     )
@@ -308,7 +309,7 @@ class Reader:
         snapshot = self.database.snapshot()
         chunk = Chunk(
             schema=SCHEMA,
-            rows=pa.RecordBatch.from_pylist([visible[key] for key in found], schema=SCHEMA.to_arrow()),
+            rows=pa.RecordBatch.from_pylist([visible[key] for key in found], schema=SCHEMA.row_schema()),
             visible_in=snapshot,
             last_key=last,
         )

@@ -80,6 +80,7 @@ def batch(ids: list[int], *, op: str = "u", txid: int = 7, name: str = "movie", 
         "_committed_at": [at] * count,
         "_unchanged": [["title"]] * count,
         "_old_key": [{"id": number + 1} for number in ids],
+        "_as_text": [None] * count,
         "id": ids,
         "title": [f"title {number}" for number in ids],
     }

@@ -26,6 +26,7 @@ def append(writer: LocalLogWriter, ids: list[int]) -> int:
         "_committed_at": [0] * count,
         "_unchanged": [None] * count,
         "_old_key": [None] * count,
+        "_as_text": [None] * count,
         "id": ids,
     }
     batch = ChangeBatch(TABLE, pa.RecordBatch.from_pydict(rows, schema=change_schema(TABLE)))

@@ -33,10 +33,10 @@ import numpy as np
 import pyarrow as pa
 
 from deltaworks.capture.source import Chunk, StreamedChange, Visibility
-from deltaworks.change import DELETE, READ, TRUNCATE, ChangeBatch, change_schema, meta_fields
+from deltaworks.change import DELETE, OLD_KEY, READ, TRUNCATE, ChangeBatch, change_schema
 from deltaworks.errors import InvariantError
 from deltaworks.position import Lsn
-from deltaworks.schema import TableName, TableSchema
+from deltaworks.schema import AS_TEXT, TableName, TableSchema
 
 Key = tuple[Any, ...]  # Any: a key column may have any type
 TextKey = tuple[str, ...]
@@ -197,20 +197,21 @@ def streamed_changes(batch: ChangeBatch) -> Iterator[StreamedChange]:
     schema = batch.schema
     for row in batch.rows.to_pylist():
         unchanged = frozenset(row["_unchanged"] or ())
-        old_key = row["_old_key"]
+        old_key, texts = row["_old_key"], dict(row["_as_text"] or ())
         yield StreamedChange(
             txid=row["_txid"],
             op=row["_op"],
-            key=_comparable(row[name] for name in schema.key),
-            old_key=None if old_key is None else _comparable(old_key[name] for name in schema.key),
+            key=_key(row, texts, schema),
+            old_key=None if old_key is None else _key(old_key, texts, schema, text_of=OLD_KEY),
             values={name: row[name] for name in schema.names if name not in unchanged},
+            texts={name: text for name, text in texts.items() if not name.startswith(OLD_KEY)},
             unchanged=unchanged,
         )
 
 
 def text_key(key: Key) -> TextKey:
     """A key as text that the source reads back as the same key."""
-    return tuple("\\x" + part.hex() if isinstance(part, bytes) else str(part) for part in key)
+    return tuple(_text(part) for part in key)
 
 
 @dataclass(slots=True)
@@ -222,7 +223,18 @@ class _Row:
 
     index: int | None
     changed: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
     is_owed: bool = True
+
+    def merged(self, change: StreamedChange) -> "_Row":
+        """The row with what a change sent of it; `texts` are those of changed columns."""
+        kept = {name: text for name, text in self.texts.items() if name not in change.values}
+        return replace(self, changed=self.changed | change.values, texts=kept | change.texts)
+
+    def over(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The row as it was read with the changed columns in it."""
+        texts = {name: text for name, text in values[AS_TEXT.name] or () if name not in self.changed} | self.texts
+        return values | self.changed | {AS_TEXT.name: texts or None}
 
 
 def _apply(change: StreamedChange, rows: dict[Key, _Row], repaired: set[TextKey]) -> None:
@@ -234,9 +246,9 @@ def _apply(change: StreamedChange, rows: dict[Key, _Row], repaired: set[TextKey]
     if change.op == DELETE:
         return
     if not change.unchanged:
-        rows[change.key] = _Row(None, change.values, is_owed=False)
+        rows[change.key] = _Row(None, change.values, change.texts, is_owed=False)
     elif row is not None:
-        rows[change.key] = _Row(row.index, row.changed | change.values, is_owed=row.is_owed)
+        rows[change.key] = row.merged(change)
         if change.old_key is not None:
             repaired.add(text_key(change.key))
 
@@ -246,10 +258,10 @@ def _reads(chunk: Chunk, owed: list[_Row], *, position: Lsn, committed_at: datet
     indices = pa.array([row.index for row in owed], pa.int64())
     rows = chunk.rows.take(indices)
     if any(row.changed for row in owed):
-        merged = [values | row.changed for values, row in zip(rows.to_pylist(), owed, strict=True)]
+        merged = [row.over(values) for values, row in zip(rows.to_pylist(), owed, strict=True)]
         rows = pa.RecordBatch.from_pylist(merged, schema=rows.schema)
     count = len(owed)
-    old_key = meta_fields(chunk.schema)[-1].type
+    schema = change_schema(chunk.schema)
     meta = [
         pa.repeat(pa.scalar(READ, pa.string()), count),
         pa.repeat(pa.scalar(position.value, pa.uint64()), count),
@@ -257,11 +269,10 @@ def _reads(chunk: Chunk, owed: list[_Row], *, position: Lsn, committed_at: datet
         pa.repeat(pa.scalar(0, pa.uint64()), count),
         pa.repeat(pa.scalar(committed_at, pa.timestamp("us", "UTC")), count),
         pa.nulls(count, pa.list_(pa.string())),
-        pa.nulls(count, old_key),
+        pa.nulls(count, schema.field("_old_key").type),
     ]
-    return ChangeBatch(
-        chunk.schema, pa.RecordBatch.from_arrays([*meta, *rows.columns], schema=change_schema(chunk.schema))
-    )
+    # The rows begin with the last of the meta columns, `_as_text`.
+    return ChangeBatch(chunk.schema, pa.RecordBatch.from_arrays([*meta, *rows.columns], schema=schema))
 
 
 def _unseen(batch: ChangeBatch, visible_in: Visibility) -> ChangeBatch | None:
@@ -281,16 +292,38 @@ def _same_shape(one: TableSchema, other: TableSchema) -> bool:
 
 
 def _keys(rows: pa.RecordBatch, schema: TableSchema) -> Iterator[Key]:
-    parts = [rows.column(name).to_pylist() for name in schema.key]
-    keys = [_comparable(key) for key in zip(*parts, strict=True)]
+    parts = rows.select([AS_TEXT.name, *schema.key]).to_pylist()
+    keys = [_key(row, dict(row[AS_TEXT.name] or ()), schema) for row in parts]
     if len(set(keys)) != len(keys):
         raise InvariantError(f"cannot settle a chunk of {schema.name}: two of its rows have one key")
     yield from keys
 
 
-def _comparable(parts: Iterable[Any]) -> Key:
+def _key(values: Mapping[str, Any], texts: Mapping[str, str], schema: TableSchema, text_of: str = "") -> Key:
+    """A key that compares as the source's: a part that its column cannot hold is its text."""
+    return tuple(
+        texts.get(text_of + name) if values[name] is None else _comparable(values[name]) for name in schema.key
+    )
+
+
+def _comparable(part: Any) -> Any:  # Any: a key column may have any type
+    if isinstance(part, list):
+        return tuple(_comparable(item) for item in part)
     # Python's NaN differs from itself; PostgreSQL's is one key.
-    return tuple("NaN" if isinstance(part, float) and part != part else part for part in parts)  # noqa: PLR0124
+    return "NaN" if isinstance(part, float) and part != part else part  # noqa: PLR0124
+
+
+def _text(part: Any) -> str:  # Any: a key column may have any type
+    if isinstance(part, bytes):
+        return "\\x" + part.hex()
+    if isinstance(part, tuple):
+        items = ("NULL" if item is None else _quoted(_text(item)) for item in part)
+        return "{" + ",".join(items) + "}"
+    return str(part)
+
+
+def _quoted(element: str) -> str:
+    return '"' + element.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _text_key(stored: list[str] | None) -> TextKey | None:

@@ -30,7 +30,7 @@ class SourceSnapshot(Protocol):
         """The captured tables as they were, in configured order."""
 
     def read(self, table: TableName) -> Iterator[pa.RecordBatch]:
-        """All rows of a table in no order, with the columns of its schema; values as in a dump."""
+        """All rows of a table in no order, as its `row_schema()` says; values as in a dump."""
 
 
 class SnapshotSource(Protocol):

@@ -75,7 +75,7 @@ class Running:
 class Chunk:
     """Rows of a key range, read in one snapshot.
 
-    `rows` has the table's columns in key order of the source and may be empty; `last_key` is the
+    `rows` is as `schema.row_schema()` says, in key order of the source, and may be empty; `last_key` is the
     key after which the next chunk starts, `None` when the range is exhausted.
     """
 
@@ -190,11 +190,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamedChange:
-    """What the dump remembers of a change that has left: enough to settle a chunk row against it."""
+    """What the dump remembers of a change that has left: enough to settle a chunk row against it.
+
+    `texts` are of values that their column cannot hold; those are `None` in `values`, and their texts in a key.
+    """
 
     txid: int
     op: str
     key: tuple[Any, ...]
     old_key: tuple[Any, ...] | None
     values: dict[str, Any] = field(repr=False)
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
     unchanged: frozenset[str] = frozenset()

@@ -124,6 +124,7 @@ class LakeTableWriter:
             [document.committed_at for document in documents],
             [None] * count,
             [None] * count,
+            [None] * count,
         ]
         bodies = [{key: document.key} if document.body is None else document.body for document in documents]
         columns = [[body.get(name) for body in bodies] for name in self._schema.names]

@@ -6,7 +6,7 @@
 Pure: it neither reads a socket nor asks the server; what a table looks like comes from `describe`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
@@ -27,12 +27,11 @@ from deltaworks.capture.postgres.pgoutput import (
     Truncate,
     Update,
 )
-from deltaworks.capture.postgres.types import UnheldValueError, to_arrow
+from deltaworks.capture.postgres.types import Held, to_arrow
 from deltaworks.capture.source import Slice
-from deltaworks.change import CREATE, DELETE, TRUNCATE, UPDATE, ChangeBatch, change_schema
-from deltaworks.errors import InvariantError, TerminalError
+from deltaworks.change import CREATE, DELETE, OLD_KEY, TRUNCATE, UPDATE, ChangeBatch, change_schema
 from deltaworks.position import START, Lsn
-from deltaworks.schema import TableSchema
+from deltaworks.schema import AS_TEXT, TableSchema
 
 MARK_PREFIX = "deltaworks.mark"
 """The prefix of our marks in the WAL; other messages are not ours and are passed over."""
@@ -42,20 +41,20 @@ _NO_TRANSACTION = Begin(0, 0, 0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class UnsupportedValueError(TerminalError):
-    """A value of the source is outside of what Arrow holds; capture stands before it."""
+def read_rows(schema: TableSchema, columns: Sequence[Sequence[bytes | None]]) -> pa.RecordBatch:
+    """Rows as `schema.row_schema()` has them, from the server's texts column by column."""
+    held = [to_arrow(texts, column.type) for column, texts in zip(schema.columns, columns, strict=True)]
+    as_text = gather_texts(zip(schema.names, held, strict=True), row_count=len(held[0].array))
+    return pa.RecordBatch.from_arrays([as_text, *(column.array for column in held)], schema=schema.row_schema())
 
 
-def read_columns(schema: TableSchema, columns: Sequence[list[bytes | None]], *, place: str) -> list[pa.Array]:
-    """Read the columns of a table from the server's texts.
-
-    Raises:
-        UnsupportedValueError: a value has no place in its Arrow type; `place` says where it was.
-    """
-    return [
-        _read_column(schema, at, values, place_of=lambda _index: place)
-        for at, values in zip(range(len(schema.columns)), columns, strict=True)
-    ]
+def gather_texts(columns: Iterable[tuple[str, Held]], *, row_count: int) -> pa.Array:
+    """The `_as_text` of rows whose columns were read."""
+    rows: dict[int, dict[str, str]] = {}
+    for name, held in columns:
+        for row, text in held.texts.items():
+            rows.setdefault(row, {})[name] = text
+    return _sparse(rows, row_count, AS_TEXT.type)
 
 
 @dataclass(slots=True)
@@ -262,7 +261,8 @@ class _TableRows:
     def build(self) -> ChangeBatch:
         """The rows as a batch; starts anew."""
         count = len(self.rows)
-        columns = self._columns()
+        held = self._columns()
+        old_key, old_texts = self._old_key_array(count)
         meta = [
             pa.array(self.ops, pa.string()),
             self._of_transactions(1, pa.uint64()),
@@ -270,9 +270,10 @@ class _TableRows:
             self._of_transactions(2, pa.uint64()),
             self._of_transactions(3, pa.int64()).view(pa.timestamp("us", "UTC")),
             _sparse(self.unchanged, count, self.arrow.field("_unchanged").type),
-            self._old_key_array(count),
+            old_key,
+            gather_texts(chain(zip(self.schema.names, held, strict=True), old_texts), row_count=count),
         ]
-        batch = pa.RecordBatch.from_arrays([*meta, *columns], schema=self.arrow)
+        batch = pa.RecordBatch.from_arrays([*meta, *(column.array for column in held)], schema=self.arrow)
         for kept in (self.rows, self.ops, self.ordinals, self.unchanged, self.old_keys, self.transactions):
             kept.clear()
         self.closed = 0
@@ -287,7 +288,7 @@ class _TableRows:
                 if filled is None:
                     self.unchanged.setdefault(len(self.rows), []).append(self.schema.columns[at].name)
 
-    def _columns(self) -> list[pa.Array]:
+    def _columns(self) -> list[Held]:
         try:
             texts: list[tuple[bytes | None, ...]] = list(zip(*self.rows, strict=True))
         except ValueError as error:
@@ -296,34 +297,28 @@ class _TableRows:
             raise MalformedMessageError(
                 f"cannot read rows of {self.schema.name}: {len(texts)} values for {len(self.schema.columns)} columns"
             )
-        return [_read_column(self.schema, at, values, place_of=self._place_of) for at, values in enumerate(texts)]
+        return [to_arrow(values, column.type) for column, values in zip(self.schema.columns, texts, strict=True)]
 
-    def _old_key_array(self, count: int) -> pa.Array:
+    def _old_key_array(self, count: int) -> tuple[pa.Array, list[tuple[str, Held]]]:
+        """The old keys, and their parts that a column's type does not hold under their names in `_as_text`."""
         kind = self.arrow.field("_old_key").type
         if not self.old_keys:
-            return pa.nulls(count, kind)
+            return pa.nulls(count, kind), []
+        rows = list(self.old_keys)
         parts = [
-            _read_column(
-                self.schema, key_at, [self.old_keys[row][place] for row in self.old_keys], place_of=self._place_of_old
-            )
-            for place, key_at in enumerate(self.key_at)
+            to_arrow([self.old_keys[row][place] for row in rows], self.schema.columns[at].type)
+            for place, at in enumerate(self.key_at)
         ]
-        sent = pa.StructArray.from_arrays(parts, fields=list(kind))
-        place_of_row = {row: place for place, row in enumerate(self.old_keys)}
-        return sent.take(pa.array([place_of_row.get(row) for row in range(count)], pa.int32()))
+        sent = pa.StructArray.from_arrays([part.array for part in parts], fields=list(kind))
+        place_of_row = {row: place for place, row in enumerate(rows)}
+        old_key = sent.take(pa.array([place_of_row.get(row) for row in range(count)], pa.int32()))
+        return old_key, [
+            (OLD_KEY + name, Held(part.array, {rows[place]: text for place, text in part.texts.items()}))
+            for name, part in zip(self.schema.key, parts, strict=True)
+        ]
 
     def _of_transactions(self, part: int, kind: pa.DataType) -> pa.Array:
         return pa.array(chain.from_iterable(repeat(entry[part], entry[0]) for entry in self.transactions), kind)
-
-    def _place_of(self, index: int) -> str:
-        for count, commit, _txid, _committed_at in self.transactions:
-            if index < count:
-                return f"the transaction that ends at {Lsn(commit)}"
-            index -= count
-        raise InvariantError(f"no transaction has row {index} of {self.schema.name}; report this")
-
-    def _place_of_old(self, index: int) -> str:
-        return self._place_of(list(self.old_keys)[index])
 
 
 def from_epoch_us(microseconds: int) -> datetime:
@@ -331,26 +326,8 @@ def from_epoch_us(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _sparse(values: dict[int, list[str]], count: int, kind: pa.DataType) -> pa.Array:
+def _sparse(values: Mapping[int, object], count: int, kind: pa.DataType) -> pa.Array:
     return pa.array([values.get(row) for row in range(count)], kind) if values else pa.nulls(count, kind)
-
-
-def _read_column(
-    schema: TableSchema,
-    at: int,
-    values: Sequence[bytes | None],
-    *,
-    place_of: Callable[[int], str],
-) -> pa.Array:
-    column = schema.columns[at]
-    try:
-        return to_arrow(values, column.type)
-    except UnheldValueError as error:
-        raise UnsupportedValueError(
-            f"cannot hold a value of {schema.name}.{column.name} ({column.source_type}) in "
-            f"{place_of(error.index)}: {error.reason}; change the value or the column's type at the source, "
-            "then capture this source into a new log"
-        ) from error
 
 
 _ACTIONS: dict[type, Callable[[SliceBuilder, Message], None]] = {  # each action takes the kind it stands for

@@ -5,10 +5,9 @@ Every read is one short transaction that gives the rows and the snapshot that sa
 
 from collections.abc import Callable, Sequence
 
-import pyarrow as pa
 from psycopg import sql
 
-from deltaworks.capture.postgres.batches import read_columns
+from deltaworks.capture.postgres.batches import read_rows
 from deltaworks.capture.postgres.catalog import AnyConnection, query, quoted, texts
 from deltaworks.capture.postgres.snapshot import Snapshot
 from deltaworks.capture.source import Chunk
@@ -98,8 +97,7 @@ def estimated_rows(connection: AnyConnection, table: TableName) -> int | None:
 def _as_chunk(
     schema: TableSchema, columns: list[list[bytes | None]], *, visible_in: Snapshot, limit: int | None
 ) -> Chunk:
-    arrays = read_columns(schema, columns, place=f"the dump of {schema.name}")
-    rows = pa.RecordBatch.from_arrays(arrays, schema=schema.to_arrow())
+    rows = read_rows(schema, columns)
     is_full = limit is not None and rows.num_rows >= limit
     key_columns = [columns[schema.names.index(name)] for name in schema.key]
     return Chunk(

@@ -19,7 +19,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from deltaworks import faults
-from deltaworks.capture.postgres.batches import read_columns
+from deltaworks.capture.postgres.batches import read_rows
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
     describe_tables,
@@ -71,8 +71,7 @@ class PostgresSnapshot:
             ):
                 if not columns[0]:
                     break
-                arrays = read_columns(schema, columns, place=f"the snapshot of {table}")
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema.to_arrow())
+                yield read_rows(schema, columns)
             self._connection.execute("close still")
 
 

@@ -15,19 +15,21 @@ and both go through `to_arrow`. So the value of a dump is the value of the log b
 | one-dimensional arrays of all of these  | list                                                    |
 | everything else (uuid, json, enums, …)  | utf8, as the server prints it                           |
 
-Column.source_type keeps the server's own name of the type.
+Column.source_type keeps the server's own name of the type. A value that its Arrow type cannot hold (NaN in
+numeric(p, s), infinite dates, years outside of 1 to 9999, arrays of more dimensions or another lower bound)
+is null there and stands as the server's text in the row's `_as_text`.
 """
 
 import re
 from binascii import unhexlify
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from deltaworks.errors import InvariantError
 
 SESSION_OPTIONS = (
     "-c TimeZone=UTC -c DateStyle=ISO,YMD -c IntervalStyle=postgres -c bytea_output=hex "
@@ -56,17 +58,15 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 Text = bytes | str
 """A value as the server prints it; elements of arrays come as `str`."""
 
+Reader = Callable[[pa.Array, pa.DataType], pa.Array]
+"""Reads texts as a type; raises `ValueError` or `ArrowInvalid` where one of them does not read so."""
 
-class UnheldValueError(Exception):
-    """Arrow cannot hold the value at `index`; the caller adds table, column and position.
 
-    It never leaves this package, and never carries the value: messages hold no row data.
-    """
+class Held(NamedTuple):
+    """A column as Arrow holds it, and the text of the values it cannot hold, by row; those are null in `array`."""
 
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
-        self.reason = reason
+    array: pa.Array
+    texts: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +92,20 @@ def arrow_type(facts: TypeFacts) -> pa.DataType:
     return pa.list_(element) if facts.is_array else element
 
 
-def to_arrow(values: Sequence[Text | None], kind: pa.DataType) -> pa.Array:
-    """Read a column of texts as the server prints them.
+def to_arrow(values: Sequence[Text | None] | pa.Array, kind: pa.DataType) -> Held:
+    """Read a column of texts as the server prints them: every value is held exactly, or its text is.
 
-    Raises:
-        UnheldValueError: Arrow cannot hold one of them, e.g. an infinite date; never a wrong value.
+    `values` may be an Arrow array of utf8 or binary.
     """
-    read = _reader(kind)
+    texts, not_utf8 = _strings(values)
+    read = _READERS.get(kind.id, _cast)
     try:
-        return read(values, kind)
-    except (pa.ArrowInvalid, ValueError, UnheldValueError):
-        # An element of an array knows its place in the array only, so the row is looked for here too.
-        raise _first_unheld(values, kind, read) from None
+        array = read(texts, kind)
+    except (pa.ArrowInvalid, ValueError):
+        unheld = _unheld(texts, kind, read)
+        array = read(_without(texts, unheld), kind)
+        not_utf8 |= {row: texts[row].as_py() for row in unheld}
+    return Held(array, not_utf8)
 
 
 def _decimal(modifier: int) -> pa.DataType:
@@ -117,41 +119,79 @@ def _decimal(modifier: int) -> pa.DataType:
     return pa.decimal128(digits, max(scale, 0)) if digits <= _MAX_DECIMAL_DIGITS else pa.string()
 
 
-def _reader(kind: pa.DataType) -> Callable[[Sequence[Text | None], pa.DataType], pa.Array]:
-    if pa.types.is_string(kind):
-        return pa.array  # type: ignore[no-any-return]  # pyarrow has no types
-    if pa.types.is_boolean(kind):
-        return _booleans
-    if pa.types.is_binary(kind):
-        return _binaries
-    if pa.types.is_list(kind):
-        return _lists
-    return _cast
+def _strings(values: Sequence[Text | None] | pa.Array) -> tuple[pa.Array, dict[int, str]]:
+    """The texts, and as the hexadecimal digits of its bytes each one that is not UTF-8."""
+    if isinstance(values, pa.Array) and pa.types.is_string(values.type):
+        return values, {}
+    try:
+        return pa.array(values, pa.binary()).cast(pa.string()), {}
+    except pa.ArrowInvalid:
+        # Only a server without an encoding (SQL_ASCII) sends what is not UTF-8.
+        pass
+    texts: list[str | None] = []
+    not_utf8: dict[int, str] = {}
+    for row, value in enumerate(pa.array(values, pa.binary()).to_pylist()):
+        try:
+            texts.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            texts.append(None)
+            not_utf8[row] = "\\x" + value.hex()
+    return pa.array(texts, pa.string()), not_utf8
 
 
-def _cast(values: Sequence[Text | None], kind: pa.DataType) -> pa.Array:
-    return pa.array(values, pa.string()).cast(kind)
+def _unheld(texts: pa.Array, kind: pa.DataType, read: Reader) -> list[int]:
+    """The rows whose text does not read as this type."""
+    ordinary = _ORDINARY.get(kind.id)
+    if ordinary is not None:
+        # Nearly always the others are special in their look, so that no row needs a try of its own.
+        odd: list[int] = pc.indices_nonzero(pc.invert(pc.match_substring_regex(texts, ordinary))).to_pylist()
+        if _reads(_without(texts, odd), kind, read):
+            return odd
+    return [row for row in range(len(texts)) if not _reads(texts.slice(row, 1), kind, read)]
 
 
-def _booleans(values: Sequence[Text | None], _kind: pa.DataType) -> pa.Array:
-    texts = pa.array(values, pa.string())
+def _reads(texts: pa.Array, kind: pa.DataType, read: Reader) -> bool:
+    try:
+        read(texts, kind)
+    except (pa.ArrowInvalid, ValueError):
+        return False
+    return True
+
+
+def _without(texts: pa.Array, rows: Sequence[int]) -> pa.Array:
+    """The texts with null in these rows."""
+    gone = np.zeros(len(texts), dtype=bool)
+    gone[rows] = True
+    return pc.if_else(pa.array(gone), pa.scalar(None, pa.string()), texts)
+
+
+def _same(texts: pa.Array, _kind: pa.DataType) -> pa.Array:
+    return texts
+
+
+def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    return texts.cast(kind)
+
+
+def _booleans(texts: pa.Array, _kind: pa.DataType) -> pa.Array:
     if not pc.all(pc.is_in(texts, pa.array(["t", "f", None])), min_count=0).as_py():
-        raise ValueError
+        raise ValueError("not a boolean")
     return pc.equal(texts, "t")
 
 
-def _binaries(values: Sequence[Text | None], _kind: pa.DataType) -> pa.Array:
+def _binaries(texts: pa.Array, _kind: pa.DataType) -> pa.Array:
     # bytea_output=hex prints \x and two digits for every byte.
-    return pa.array([None if value is None else unhexlify(value[2:]) for value in values], pa.binary())
+    return pa.array([None if text is None else unhexlify(text[2:]) for text in texts.to_pylist()], pa.binary())
 
 
-def _lists(values: Sequence[Text | None], kind: pa.DataType) -> pa.Array:
-    texts = pa.array(values, pa.string()).to_pylist()
-    lists = [None if text is None else parse_array(text) for text in texts]
+def _lists(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    lists = [None if text is None else parse_array(text) for text in texts.to_pylist()]
     ends = accumulate((len(items or ()) for items in lists), initial=0)
     offsets = [None if items is None else start for items, start in zip([*lists, ()], ends, strict=True)]
-    flat = [item for items in lists if items for item in items]
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), to_arrow(flat, kind.value_type))
+    elements = to_arrow([item for items in lists if items for item in items], kind.value_type)
+    if elements.texts:
+        raise ValueError("an element is not held")
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), elements.array)
 
 
 def parse_array(text: str) -> list[str | None]:
@@ -189,32 +229,17 @@ def parse_array(text: str) -> list[str | None]:
         at += 1
 
 
-def _first_unheld(
-    values: Sequence[Text | None],
-    kind: pa.DataType,
-    read: Callable[[Sequence[Text | None], pa.DataType], pa.Array],
-) -> Exception:
-    for index, value in enumerate(values):
-        try:
-            read([value], kind)
-        except UnheldValueError as error:
-            return UnheldValueError(index, error.reason)
-        except (pa.ArrowInvalid, ValueError):
-            return UnheldValueError(index, _reason(value, kind))
-    # Each value alone can be read, so the column must be: the fault is ours.
-    return InvariantError(f"cannot read a column of {kind} whose values can all be read; report this")
+_READERS: Mapping[int, Reader] = {
+    pa.string().id: _same,
+    pa.bool_().id: _booleans,
+    pa.binary().id: _binaries,
+    pa.list_(pa.null()).id: _lists,
+}
 
-
-def _reason(value: Text | None, kind: pa.DataType) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
-    if "\ufffd" in text:
-        return "its text is not UTF-8"
-    if pa.types.is_list(kind):
-        return "an array of more than one dimension, or one that does not start at 1"
-    if text in {"infinity", "-infinity"}:
-        return f"infinity is not in the range of {kind}"
-    if text.endswith(" BC") or re.match(r"\d{5,}-", text):
-        return f"its year is not in the range 1 to 9999 of {kind}"
-    if text == "NaN":
-        return f"NaN is not in the range of {kind}"
-    return f"its text does not read as {kind}"
+_DATE = r"^\d{4}-\d\d-\d\d"
+_ORDINARY: Mapping[int, str] = {
+    pa.date32().id: _DATE + "$",
+    pa.timestamp("us").id: _DATE + r" [0-9:.]+(\+00)?$",
+    pa.decimal128(1).id: r"^-?[0-9.]+$",
+}
+"""How texts look that Arrow holds, of types that have others too."""
