@@ -50,6 +50,13 @@ class PostgresConfig(_Model):
     """The publication, made when it is missing and the role may; `deltaworks_<source>` when left out."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
     """Rows of a dump chunk; 5,000 keeps a chunk of 1 kB rows near 5 MB and tens of milliseconds."""
+    on_gap: Literal["repair", "stop"] = "repair"
+    """What to do when the server no longer has changes that were not captured: `repair` raises an alarm, makes a new
+    slot and dumps the tables again; `stop` raises the alarm and waits for a person."""
+    slot_alarm_bytes: Annotated[int, Field(ge=1)] = 10 << 30
+    """Log that the server keeps for the slot beyond which capture warns; 10 GiB fit on most servers' disks."""
+    lease_s: Annotated[float, Field(ge=2.0, le=300.0)] = 6.0
+    """How long a reader that stopped answering keeps its place; then a standby takes over."""
     owner: str = "data-platform"
     """The team that owns the source's assets in Dagster."""
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from deltaworks.capture.continuity import SlotHealth, SourceLease
+from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.snapshot import SourceSnapshot
 from deltaworks.change import ChangeBatch
 from deltaworks.errors import RetryableError, TerminalError
@@ -129,12 +131,18 @@ class Source(Protocol):
     name: str
     chunk_rows: int
     """Rows of a dump chunk that suit this source."""
+    repairs_gaps: bool
+    """Whether a gap is repaired by a dump; otherwise capture stops at it."""
+    slot_alarm_bytes: int
+    """Log kept at the source for us beyond which an alarm is raised."""
 
     def check(self) -> Sequence[Finding]:
         """Everything missing on the server, all at once; empty when it is ready."""
 
-    def prepare(self) -> None:
+    def prepare(self, *, with_slot: bool = True) -> None:
         """Create what capture needs and may create (publication, slot); a no-op when it is there.
+
+        A slot that is missing although the log has a position is a gap: without `with_slot` none is made.
 
         Raises:
             SourceNotReadyError: `check` has findings that are not ours to mend.
@@ -143,11 +151,33 @@ class Source(Protocol):
     def tables(self) -> Sequence[TableSchema]:
         """The captured tables as they are now, in configured order."""
 
-    def open(self, *, resume_after: Lsn) -> AbstractContextManager[ChangeStream]:
+    def survey(self) -> Survey:
+        """What the catalog says of the source and its captured tables now; those that do not exist are left out."""
+
+    def open(self, *, resume_after: Lsn, known: Survey | None = None) -> AbstractContextManager[ChangeStream]:
         """Start streaming what was committed after `resume_after` (exclusive).
+
+        `known` is the last survey that was stored; the source's history must go on from it.
 
         Raises:
             SlotInvalidatedError: the source no longer has everything after that position.
+        """
+
+    def renew(self, *, after: Lsn) -> Lsn:
+        """Begin anew at a position after `after`, and give it; what lies between is a gap.
+
+        Raises:
+            TerminalError: the source cannot get past `after`.
+        """
+
+    def health(self) -> SlotHealth | None:
+        """How the source's bookmark of us is; `None` when there is none."""
+
+    def lease(self) -> SourceLease:
+        """Take the right to be the one reader, over all machines.
+
+        Raises:
+            RetryableError: another reader has it and is alive, or the source does not answer.
         """
 
     def current_position(self) -> Lsn:

@@ -102,14 +102,21 @@ select schemaname::text as namespace, tablename::text as name, attnames::text[] 
 from pg_catalog.pg_publication_tables where pubname = %(publication)s
 
 -- name: slot
--- The slot, or no row when there is none.
-select plugin::text as plugin,
-       database::text as database,
-       active_pid,
-       confirmed_flush_lsn::text as confirmed,
-       wal_status,
-       pg_catalog.pg_current_wal_flush_lsn()::text as flushed
-from pg_catalog.pg_replication_slots where slot_name = %(slot)s
+-- The slot, or no row when there is none. What newer versions know besides is null in older ones.
+select s.plugin::text as plugin,
+       s.database::text as database,
+       s.active_pid,
+       s.confirmed_flush_lsn::text as confirmed,
+       s.wal_status,
+       s.safe_wal_size::bigint as safe_bytes,
+       pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint as kept_bytes,
+       (to_jsonb(s) ->> 'failover')::boolean as is_failover,
+       to_jsonb(s) ->> 'invalidation_reason' as invalidation,
+       pg_catalog.pg_current_wal_flush_lsn()::text as flushed,
+       a.application_name::text as reader
+from pg_catalog.pg_replication_slots s
+left join pg_catalog.pg_stat_activity a on a.pid = s.active_pid
+where s.slot_name = %(slot)s
 
 -- name: running
 -- The snapshot of now and since when the oldest transaction of any database runs. Our own transaction
@@ -198,3 +205,13 @@ join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
 join pg_catalog.pg_namespace n on n.nspname = t.schemaname
 join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
 where p.pubname = %(publication)s and c.oid = any(%(oids)s::oid[])
+
+-- name: lease_holder
+-- Who holds the lease, and for how long it has not been heard of. Ids of locks are unsigned here.
+select l.pid, a.application_name::text as reader,
+       extract(epoch from clock_timestamp() - greatest(a.state_change, a.backend_start))::float8 as silent_s
+from pg_catalog.pg_locks l
+left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+  and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+  and l.classid = %(classid)s::bigint::oid and l.objid = %(objid)s::bigint::oid

@@ -8,6 +8,7 @@ from typing import Self
 
 from psycopg import errors
 
+from deltaworks.capture.continuity import SlotHealth
 from deltaworks.capture.postgres import preflight, reading
 from deltaworks.capture.postgres import slot as slots
 from deltaworks.capture.postgres.batches import MARK_PREFIX, SliceBuilder, XidClock
@@ -20,10 +21,13 @@ from deltaworks.capture.postgres.catalog import (
     query,
 )
 from deltaworks.capture.postgres.connect import connect, translated
+from deltaworks.capture.postgres.lease import PostgresLease
 from deltaworks.capture.postgres.pgoutput import Relation
 from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.snapshot import Snapshot
 from deltaworks.capture.postgres.still import PostgresSnapshot, take_snapshot
+from deltaworks.capture.postgres.survey import take_survey
+from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.source import (
     Chunk,
     Finding,
@@ -45,6 +49,9 @@ class PostgresSource:
     def __init__(self, name: str, config: PostgresConfig) -> None:
         self.name = name
         self.chunk_rows = config.chunk_rows
+        self.repairs_gaps = config.on_gap == "repair"
+        self.slot_alarm_bytes = config.slot_alarm_bytes
+        self._lease_s = config.lease_s
         self._dsn = config.dsn
         self._wanted = preflight.Wanted(
             source=name,
@@ -67,8 +74,8 @@ class PostgresSource:
         with self._asking("look at the server") as connection:
             return preflight.findings(preflight.inspect(connection, self._wanted), self._wanted, connection)
 
-    def prepare(self) -> None:
-        """Create the publication and the slot where they are missing; see `Source`.
+    def prepare(self, *, with_slot: bool = True) -> None:
+        """Create the publication and, with `with_slot`, the slot where they are missing; see `Source`.
 
         Creating a slot waits for the transactions that write at that moment.
         """
@@ -82,7 +89,7 @@ class PostgresSource:
                 connection.execute(preflight.create_publication(self._wanted, version=connection.info.server_version))
             elif missing := preflight.unpublished(state, self._wanted):
                 connection.execute(preflight.extend_publication(self._wanted, missing))
-            if state.slot is None:
+            if with_slot and state.slot is None:
                 slots.create_slot(connection, self._wanted.slot, source=self.name)
 
     def tables(self) -> Sequence[TableSchema]:
@@ -95,18 +102,32 @@ class PostgresSource:
             schemas = describe_tables(connection, facts.values(), find_published(connection, self._wanted.publication))
         return [schemas[name] for name in self._wanted.tables]
 
-    def open(self, *, resume_after: Lsn) -> AbstractContextManager[PostgresStream]:
+    def survey(self) -> Survey:
+        """What the catalog says of the source and its captured tables now."""
+        with self._asking("survey the tables") as connection:
+            return take_survey(connection, tables=self._wanted.tables, publication=self._wanted.publication)
+
+    def open(self, *, resume_after: Lsn, known: Survey | None = None) -> AbstractContextManager[PostgresStream]:
         """Start streaming what was committed after `resume_after`; from the slot's own position for `START`.
 
         Raises:
-            SlotInvalidatedError: the slot is gone, lost, or ahead of `resume_after`.
+            SlotInvalidatedError: the slot is gone, lost, or ahead of `resume_after`; or the server's history or
+                its publication is not the one that was `known` there.
+            AnotherDatabaseError: it is another database cluster.
             SlotHeldError: another reader is on the slot.
         """
-        with self._asking("read the slot") as connection:
-            start = slots.start_position(connection, self._wanted.slot, resume_after=resume_after)
-            following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).first_unknown
         replication = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} stream", replication=True)
         try:
+            if known is not None:
+                now = self.survey()
+                with translated(f"read the history of source {self.name!r}"):
+                    slots.check_history(replication, known, now, resume_after=resume_after, source=self.name)
+            with self._asking("read the slot") as connection:
+                start = slots.start_position(connection, self._wanted.slot, resume_after=resume_after)
+                slots.keep_on_standbys(
+                    replication, query(connection, "slot", slot=self._wanted.slot)[0], self._wanted.slot
+                )
+                following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).first_unknown
             slots.start_replication(
                 replication,
                 source=self.name,
@@ -119,6 +140,29 @@ class PostgresSource:
             raise
         builder = SliceBuilder(describe=self._describe, clock=XidClock(following), position=start)
         return PostgresStream(connection=replication, builder=builder, durable=start)
+
+    def renew(self, *, after: Lsn) -> Lsn:
+        """Replace the slot by a new one that starts after `after`; its position. What lies between is a gap.
+
+        Raises:
+            SlotHeldError: another reader is on the slot.
+            TerminalError: the server's log ends too far before `after`.
+        """
+        with self._asking("make a new slot") as connection:
+            return slots.renew_slot(connection, self._wanted.slot, after=after, source=self.name)
+
+    def health(self) -> SlotHealth | None:
+        """How the slot is; `None` when there is none."""
+        with self._asking("look at the slot") as connection:
+            return slots.health(connection, self._wanted.slot)
+
+    def lease(self) -> PostgresLease:
+        """Take the right to be the one reader, over all machines, on a connection of its own.
+
+        Raises:
+            LeaseHeldError: another reader has it and is alive.
+        """
+        return PostgresLease.take(self._dsn, name=self.name, slot=self._wanted.slot, lease_s=self._lease_s)
 
     def current_position(self) -> Lsn:
         """A position at or after every change visible now."""
