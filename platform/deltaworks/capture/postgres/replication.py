@@ -19,10 +19,9 @@ from typing import Any, Self
 import psycopg
 from psycopg import pq
 
-from deltaworks.capture.postgres.batches import SliceBuilder
-from deltaworks.capture.postgres.pgoutput import POSTGRES_EPOCH_US, decode
+from deltaworks.capture.postgres.columnar import SliceBuilder
+from deltaworks.capture.postgres.scan import POSTGRES_EPOCH_US
 from deltaworks.capture.source import Slice, SourceUnreachableError
-from deltaworks.errors import InvariantError
 from deltaworks.position import START, Lsn
 
 LINGER_S = 0.015
@@ -34,11 +33,10 @@ CONFIRM_EVERY_S = 0.5
 STATUS_EVERY_S = 5.0
 """How often the server hears from us; it gives up after `wal_sender_timeout`, 60 s by default."""
 
-_WAL_DATA, _KEEP_ALIVE = ord("w"), ord("k")
-_WAL_HEADER_BYTES = 25
-_KEEP_ALIVE_FORM = struct.Struct(">xQqB")
+MESSAGES_AT_ONCE = 1024
+"""Messages that are taken from libpq before the builder looks at them."""
+
 _STATUS_FORM = struct.Struct(">cQQQqB")
-_U64 = struct.Struct(">Q")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +52,6 @@ class PostgresStream:
     clock: Callable[[], float] = time.monotonic
     _status_sent_at: float = 0.0
     _durable_sent: Lsn = START
-    _status_wanted: bool = False
     _busy_until: float = 0.0
     _reported: Lsn = START
     _poll: Any = field(init=False, repr=False)  # Any: the type of select.poll() has no name
@@ -72,7 +69,7 @@ class PostgresStream:
         while True:
             self._read_buffered(max_changes)
             self._keep_alive()
-            if self._is_full(max_changes):
+            if self.builder.is_complete:
                 return self._take()
             now = self.clock()
             if self.builder.change_count and not self.builder.in_transaction:
@@ -81,7 +78,7 @@ class PostgresStream:
                     linger_until = now + LINGER_S if now < self._busy_until else now
                 if now >= linger_until:
                     return self._take()
-            elif self._status_wanted and self._has_news() and not self.builder.in_transaction:
+            elif self.builder.is_status_wanted and self._has_news() and not self.builder.in_transaction:
                 return self._take()
             elif now >= deadline and self.builder.in_transaction:
                 return None
@@ -92,7 +89,7 @@ class PostgresStream:
     def confirm(self, position: Lsn) -> None:
         """Tell the server that it may forget what was committed at or before `position`."""
         self.durable = max(self.durable, position)
-        if self._status_wanted or self._is_status_due():
+        if self.builder.is_status_wanted or self._is_status_due():
             self._send_status()
 
     def close(self) -> None:
@@ -115,36 +112,31 @@ class PostgresStream:
         self.close()
 
     def _read_buffered(self, max_changes: int) -> None:
-        """Feed everything that has arrived, up to the end of the slice."""
+        """Read everything that has arrived, up to the end of the slice."""
         builder, get = self.builder, self.connection.pgconn.get_copy_data
-        while not self._is_full(max_changes):
-            try:
-                size, data = get(1)
-            except psycopg.Error as error:
-                raise _broken(error) from error
-            if size == 0:
+        while True:
+            builder.read(max_changes)
+            if builder.is_complete:
                 return
+            for _ in range(MESSAGES_AT_ONCE):
+                try:
+                    size, data = get(1)
+                except psycopg.Error as error:
+                    raise _broken(error) from error
+                if size <= 0:
+                    break
+                builder.buffer.append(data)
+            builder.read(max_changes)
             if size < 0:
                 raise self._ended()
-            kind = data[0]
-            if kind == _WAL_DATA:
-                builder.feed(decode(bytes(data[_WAL_HEADER_BYTES:]), lsn=_U64.unpack_from(data, 1)[0]))
-            elif kind == _KEEP_ALIVE:
-                end_of_wal, _clock, reply_wanted = _KEEP_ALIVE_FORM.unpack(data)
-                builder.advance(Lsn(end_of_wal))
-                self._status_wanted |= bool(reply_wanted)
-            else:
-                raise InvariantError(f"cannot read replication data of kind {bytes(data[:1])!r}")
-
-    def _is_full(self, max_changes: int) -> bool:
-        builder = self.builder
-        return not builder.in_transaction and (builder.mark is not None or builder.change_count >= max_changes)
+            if size == 0 or builder.is_complete:
+                return
 
     def _has_news(self) -> bool:
         return self.builder.change_count > 0 or self.builder.position > self._reported
 
     def _take(self) -> Slice:
-        taken = self.builder.take(is_awaited=self._status_wanted)
+        taken = self.builder.take(is_awaited=self.builder.is_status_wanted)
         self._reported = taken.position
         if taken.batches:
             self._busy_until = self.clock() + 0.05
@@ -152,7 +144,7 @@ class PostgresStream:
 
     def _keep_alive(self) -> None:
         # A wanted reply waits for the position to become durable, but not for long: no news is a reply too.
-        if self._is_status_due() or (self._status_wanted and not self._has_news()):
+        if self._is_status_due() or (self.builder.is_status_wanted and not self._has_news()):
             self._send_status()
 
     def _is_status_due(self) -> bool:
@@ -171,7 +163,7 @@ class PostgresStream:
             raise _broken(error) from error
         self._status_sent_at = self.clock()
         self._durable_sent = self.durable
-        self._status_wanted = False
+        self.builder.note_status()
 
     def _wait(self, seconds: float) -> bool:
         """Wait until the socket has more; `False` when time is up."""

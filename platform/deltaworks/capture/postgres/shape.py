@@ -1,0 +1,151 @@
+"""A table in one shape: its changes become one Arrow batch, column by column."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from deltaworks.capture.postgres import scan
+from deltaworks.capture.postgres.batches import gather_texts
+from deltaworks.capture.postgres.cells import UNCHANGED_SIZE, Cells, locate, read_cells
+from deltaworks.capture.postgres.compiled import Bytes, Ints, Longs
+from deltaworks.capture.postgres.types import Held
+from deltaworks.change import META_COLUMNS, OLD_KEY, ChangeBatch, change_schema
+from deltaworks.schema import TableSchema
+
+
+class UnreadableRowError(Exception):
+    """The change in this line of `changes` does not follow the protocol; it never leaves this package."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+@dataclass(slots=True)
+class Shape:
+    """Builds the batches of a table as `schema` describes it."""
+
+    schema: TableSchema
+    _arrow: pa.Schema = field(init=False)
+    _key_at: list[int] = field(init=False)
+    _is_key: Bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._arrow = change_schema(self.schema)
+        self._key_at = [self.schema.names.index(name) for name in self.schema.key]
+        self._is_key = np.zeros(len(self.schema.columns), np.uint8)
+        self._is_key[self._key_at] = 1
+
+    def build(self, data: Bytes, changes: Longs, lines: Longs, transactions: Longs) -> ChangeBatch:
+        """The changes in these lines as a batch that shares no memory with `data`.
+
+        Raises:
+            UnreadableRowError: one of them is malformed.
+        """
+        found = self._locate(data, changes, lines)
+        columns = [
+            read_cells(cells, column.type) for cells, column in zip(found.cells(), self.schema.columns, strict=True)
+        ]
+        old_key, old_texts = self._old_keys(found)
+        taken = changes[lines]
+        of_transaction = transactions[taken[:, scan.TRANSACTION]]
+        meta = {
+            "_op": _letters(taken[:, scan.OP]),
+            "_commit": pa.array(of_transaction[:, scan.COMMIT].astype(np.uint64)),
+            "_ordinal": pa.array(taken[:, scan.PLACE].astype(np.uint32)),
+            "_txid": pa.array(of_transaction[:, scan.TXID].astype(np.uint64)),
+            "_committed_at": pa.array(of_transaction[:, scan.AT_US].copy()).view(pa.timestamp("us", "UTC")),
+            "_unchanged": self._unchanged(found.sizes),
+            "_old_key": old_key,
+            "_as_text": gather_texts(
+                chain(zip(self.schema.names, columns, strict=True), old_texts), row_count=len(lines)
+            ),
+        }
+        arrays = [*(meta[name] for name in META_COLUMNS), *(column.array for column in columns)]
+        return ChangeBatch(self.schema, pa.RecordBatch.from_arrays(arrays, schema=self._arrow))
+
+    def _locate(self, data: Bytes, changes: Longs, lines: Longs) -> "_Found":
+        count = len(self._is_key), len(lines)
+        found = _Found(
+            data=data,
+            starts=np.empty(count, np.int64),
+            sizes=np.empty(count, np.int32),
+            old_starts=np.empty(count, np.int64),
+            old_sizes=np.empty(count, np.int32),
+            moved=np.zeros(len(lines), np.uint8),
+        )
+        formats = np.zeros(len(self._is_key), np.uint8)
+        bad = locate(
+            data,
+            changes,
+            lines,
+            self._is_key,
+            found.starts,
+            found.sizes,
+            found.old_starts,
+            found.old_sizes,
+            found.moved,
+            formats,
+        )
+        if bad >= 0:
+            raise UnreadableRowError(int(lines[bad]))
+        return found
+
+    def _unchanged(self, sizes: Ints) -> pa.Array:
+        """The names of the columns that were not sent, per row."""
+        kind = self._arrow.field("_unchanged").type
+        unsent = (sizes == UNCHANGED_SIZE).T
+        counts = unsent.sum(axis=1)
+        if not counts.any():
+            return pa.nulls(len(counts), kind)
+        names = pa.array(self.schema.names, pa.string()).take(pa.array(np.nonzero(unsent)[1]))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), names, mask=pa.array(counts == 0))
+
+    def _old_keys(self, found: "_Found") -> tuple[pa.Array, list[tuple[str, Held]]]:
+        """The old keys, and their parts that a column's type does not hold under their names in `_as_text`."""
+        kind = self._arrow.field("_old_key").type
+        rows = np.flatnonzero(found.moved)
+        if not len(rows):
+            return pa.nulls(len(found.moved), kind), []
+        parts = [
+            read_cells(
+                Cells(found.data, found.old_starts[at][rows], found.old_sizes[at][rows]), self.schema.columns[at].type
+            )
+            for at in self._key_at
+        ]
+        sent = pa.StructArray.from_arrays([part.array for part in parts], fields=list(kind))
+        place_of_row = np.zeros(len(found.moved), np.int32)
+        place_of_row[rows] = np.arange(len(rows), dtype=np.int32)
+        return sent.take(pa.array(place_of_row, mask=found.moved == 0)), [
+            (OLD_KEY + name, Held(part.array, {int(rows[place]): text for place, text in part.texts.items()}))
+            for name, part in zip(self.schema.key, parts, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Where the values of some changes are: a line per column, a place per change."""
+
+    data: Bytes
+    starts: Longs
+    sizes: Ints
+    old_starts: Longs
+    old_sizes: Ints
+    moved: Bytes
+
+    def cells(self) -> Iterator[Cells]:
+        """The new values of each column."""
+        for starts, sizes in zip(self.starts, self.sizes, strict=True):
+            yield Cells(self.data, starts, sizes)
+
+
+def _letters(codes: npt.NDArray[np.int64]) -> pa.Array:
+    """A text of one letter per code."""
+    offsets = np.arange(len(codes) + 1, dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(codes.astype(np.uint8))]
+    return pa.Array.from_buffers(pa.string(), len(codes), buffers)
