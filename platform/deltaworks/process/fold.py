@@ -9,6 +9,7 @@ source did not send, and a row that moves from one entity to another all end her
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ from deltaworks.change import CREATE, DELETE, READ, TRUNCATE, UPDATE, ChangeBatc
 from deltaworks.process.shape import Field, plain_values
 from deltaworks.process.source import Table
 from deltaworks.schema import TableSchema
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Key = int | str
 """A row's or entity's key as the state holds it; a key of several columns is a JSON text."""
@@ -34,6 +37,11 @@ class At(NamedTuple):
     is_read: bool
 
 
+def moment(committed_at: int) -> datetime:
+    """The time of an `At`, in UTC."""
+    return _EPOCH + timedelta(microseconds=committed_at)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """A watched column of an entity that changed."""
@@ -49,7 +57,7 @@ class Turn:
 class Fold:
     """What one table's changes come to; filled in by `fold_rows` or `fold_keys`.
 
-    `puts` maps a row's key to the row, or to `None` where it is dropped. `is_emptied` says that a truncate
+    `puts` maps a row's key to the row, or to `None` where it is dropped. `emptied_at` says that a truncate
     came first: everything stored before is gone.
     """
 

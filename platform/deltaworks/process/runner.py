@@ -39,17 +39,16 @@ from deltaworks.log.local import LocalLogReader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
-from deltaworks.process.app import App, Backoff, OnChangeStep
+from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
-from deltaworks.process.entity import Transition
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
-from deltaworks.process.pipeline import Outcome, Pipeline, next_try_after
+from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.sink import Sink
 from deltaworks.process.source import Table
-from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting, WaitingTurn
-from deltaworks.process.step import call, fault_of
+from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting
+from deltaworks.process.telling import Telling
 from deltaworks.schema import TableName, TableSchema
 
 STATE_FILE = "state.sqlite"
@@ -109,6 +108,7 @@ class Runner:
         self._latest_schemas = schemas
         self._arrivals: dict[Key, tuple[int, datetime]] = {}
         self._tally = Tally()
+        self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
         self._lineage_file = lineage_file
         self._is_observed = False
 
@@ -248,7 +248,9 @@ class Runner:
         """What was done since `drain` or `follow` began, and what is held and dead now."""
         counts = self._state.counts()
         return self._tally.report(
-            held=counts[Standing.HELD], dead=counts[Standing.DEAD] + self._state.dead_turns(), position=self._reached
+            held=counts[Standing.HELD],
+            dead=counts[Standing.DEAD] + self._state.turns.dead_count(),
+            position=self._reached,
         )
 
     # Entities that wait
@@ -268,7 +270,7 @@ class Runner:
         """
         with self._state.settling():
             count = self._state.retry(among=[Standing.DEAD], keys=keys)
-            return count + (self._state.retry_turns() if keys is None else 0)
+            return count + (self._state.turns.retry() if keys is None else 0)
 
     def reprocess(self, keys: Sequence[Key] | None = None) -> int:
         """Let entities be processed again though nothing changed, all of them or those of `keys`; how many.
@@ -285,14 +287,15 @@ class Runner:
         waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE)
         if waiting:
             self._process(waiting)
-        took_turn = bool(self._app.reactions) and self._take_turns()
+        told = self._telling.run(limit=ENTITIES_PER_CYCLE)
+        self._tally.turns += told.taken
         if not waiting and not folded:
             self._flush_position(every_s=POSITION_EVERY_S)
         if on_progress is not None:
             done = self._tally.changes + self._tally.entities
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
-        return bool(folded or waiting or took_turn)
+        return bool(folded or waiting or told.tried)
 
     def _fold(self, up_to_sequence: int) -> bool:
         budget = CHANGES_PER_FOLD
@@ -348,7 +351,7 @@ class Runner:
             batch,
             table,
             key=table.key or self._app.key,
-            stored=self._state.stored_rows(table, keys),
+            stored=self._state.rows.stored(table, keys),
             watched=list(dict.fromkeys(watched)),
         )
 
@@ -439,55 +442,6 @@ class Runner:
         next_try = self._state.next_try()
         timeout_s = _LONGEST_WAIT_S if next_try is None else min(_LONGEST_WAIT_S, max(0.0, next_try - time.time()))
         self._log.wait(after_sequence=self._checkpoint.sequence, timeout_s=timeout_s)
-
-    # Transitions
-
-    def _take_turns(self) -> bool:
-        turns = self._state.turns(limit=ENTITIES_PER_CYCLE)
-        now = time.time()
-        blocked = {(turn.step, turn.entity) for turn in turns if turn.is_dead}
-        due: dict[tuple[str, Key], WaitingTurn] = {}
-        for turn in turns:
-            # The first that waits of a key stands for all behind it.
-            due.setdefault((turn.step, turn.entity), turn)
-        ready = [turn for place, turn in due.items() if place not in blocked and turn.next_try <= now]
-        if ready:
-            self._loop.run(self._react(ready))
-        return bool(ready)
-
-    async def _react(self, turns: Sequence[WaitingTurn]) -> None:
-        steps = {step.name: step for step in self._app.reactions}
-        await asyncio.gather(*(self._react_to(steps.get(turn.step), turn) for turn in turns))
-
-    async def _react_to(self, step: OnChangeStep | None, turn: WaitingTurn) -> None:
-        if step is None:
-            # The step was removed from the app, and with it the wish to be told.
-            with self._state.settling():
-                self._state.take_turns([turn.id])
-            return
-        transition = Transition(
-            id=f"{self._name}:{step.name}:{turn.entity}:{turn.version.position.value}:{turn.version.ordinal}",
-            key=turn.entity,
-            column=turn.column,
-            before=turn.before,
-            after=turn.after,
-            version=turn.version,
-            committed_at=turn.committed_at,
-        )
-        try:
-            await call(step, transition, self._clients, timeout_s=step.timeout_s)
-        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
-            fault = fault_of(step, error)
-            attempts = turn.attempts + 1
-            next_try = next_try_after(fault, attempts=attempts, retry=step.retry)
-            with self._state.settling():
-                self._state.hold_turn(turn.id, attempts=attempts, next_try=next_try, error=fault.error)
-            logger.warning("transition set back", app=self._name, step=step.name, error=fault.error, attempts=attempts)
-            return
-        faults.reach("process.after_turn")
-        with self._state.settling():
-            self._state.take_turns([turn.id])
-        self._tally.turns += 1
 
     # Schemas
 

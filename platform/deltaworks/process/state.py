@@ -22,18 +22,19 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from deltaworks.position import START, Lsn, Version
 from deltaworks.process.app import App
-from deltaworks.process.fold import At, Fold, Key, Row, Turn
-from deltaworks.process.shape import Decode, builder, decoder
+from deltaworks.process.fold import At, Fold, Key, moment
+from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.source import Table
+from deltaworks.process.turns import STATEMENT as TURN_TABLE
+from deltaworks.process.turns import Turns
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMAT = 1
 
 
@@ -107,45 +108,14 @@ class Setback:
     next_try: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingTurn:
-    """A turn that its step has not taken yet."""
-
-    id: int
-    step: str
-    entity: Key
-    column: str
-    before: Any
-    after: Any
-    version: Version
-    committed_at: datetime
-    attempts: int
-    next_try: float
-    is_dead: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reader:
-    table: Table[Any]
-    build: Any
-    decoders: tuple[tuple[int, Decode], ...]
-
-    def read(self, values: Sequence[Any]) -> Any:
-        row = list(values)
-        for index, decode in self.decoders:
-            if row[index] is not None:
-                row[index] = decode(row[index])
-        return self.build(*row)
-
-
 class State:
     """The state of one app. One instance serves one thread at a time; the runner's lock keeps others out."""
 
     def __init__(self, connection: sqlite3.Connection, app: App) -> None:
         self._connection = connection
         self._app = app
-        self._readers = {table.name.short: _reader(table) for table in (app.entity, *app.related)}
-        self._put = {name: _put_statement(reader.table) for name, reader in self._readers.items()}
+        self.rows = Rows(connection, app)
+        self.turns = Turns(connection, app, self.rows)
 
     @classmethod
     def open(cls, file: Path, app: App) -> Self:
@@ -200,27 +170,15 @@ class State:
 
     # Folding
 
-    def stored_rows(self, table: Table[Any], keys: Iterable[Key]) -> dict[Key, Row]:
-        """The rows of these keys, those that are there."""
-        rows = self._connection.execute(
-            f"select r.* from json_each(?) k cross join {_table(table)} r on r._key = k.value",
-            (json.dumps(list(keys)),),
-        )
-        return {row[0]: row[1:] for row in rows}
-
     def apply(self, table: Table[Any], fold: Fold) -> dict[Key, At]:
         """Store what a fold came to, and give the entities it touched; inside `folding`."""
-        name = _table(table)
         touched = fold.touched
         if fold.emptied_at is not None:
-            for (entity,) in self._connection.execute(f"select distinct _entity from {name}"):
+            for entity in self.rows.entities(table):
                 fold.touch(entity, fold.emptied_at)
-            self._connection.execute(f"delete from {name}")
-        gone = [(key,) for key, row in fold.puts.items() if row is None]
-        self._connection.executemany(f"delete from {name} where _key = ?", gone)
-        puts = ((key, *row) for key, row in fold.puts.items() if row is not None)
-        self._connection.executemany(self._put[table.name.short], puts)
-        self._save_turns(fold.turns)
+            self.rows.clear(table)
+        self.rows.put(table, fold.puts)
+        self.turns.save(fold.turns)
         return touched
 
     def users(self, table: Table[Any], fold: Fold) -> dict[Key, At]:
@@ -269,7 +227,7 @@ class State:
             f"select {columns} from entity where standing = 2 and next_try <= ? order by next_try limit ?", (now, limit)
         ).fetchall()
         return [
-            Waiting(key, Version(Lsn(position), ordinal), _moment(committed_at), attempts)
+            Waiting(key, Version(Lsn(position), ordinal), moment(committed_at), attempts)
             for key, position, ordinal, committed_at, attempts in [*dirty, *held]
         ]
 
@@ -292,12 +250,8 @@ class State:
 
     def load(self, keys: Sequence[Key]) -> dict[Key, Loaded]:
         """These entities with all their related rows, in the order of the rows' keys."""
-        listing = json.dumps(keys)
-        entity = self._readers[self._app.entity.name.short]
-        after = {key: rows[0] for key, rows in self._grouped(entity, listing).items()}
-        related = {
-            name: self._grouped(reader, listing) for name, reader in self._readers.items() if reader is not entity
-        }
+        after = {key: rows[0] for key, rows in self.rows.of_entities(self._app.entity, keys).items()}
+        related = {table.name.short: self.rows.of_entities(table, keys) for table in self._app.related}
         return {
             key: Loaded(after=after.get(key), related={name: rows.get(key, []) for name, rows in related.items()})
             for key in keys
@@ -380,110 +334,6 @@ class State:
         )
         return cursor.rowcount
 
-    # Turns
-
-    def turns(self, *, limit: int) -> list[WaitingTurn]:
-        """Turns not taken yet in the order they happened, the held and the dead ones too."""
-        reader = self._readers[self._app.entity.name.short]
-        rows = self._connection.execute(
-            """
-            select id, step, entity, column, before, row, position, ordinal, committed_at, attempts, next_try, is_dead
-            from turn order by id limit ?
-            """,
-            (limit,),
-        )
-        decode = {item.name: decoder(item.type) for item in self._app.entity.fields}
-        return [
-            WaitingTurn(
-                id=id_,
-                step=step,
-                entity=entity,
-                column=column,
-                before=_decoded(decode[column], json.loads(before)),
-                after=reader.read(json.loads(row)[1:]),
-                version=Version(Lsn(position), ordinal),
-                committed_at=_moment(committed_at),
-                attempts=attempts,
-                next_try=next_try,
-                is_dead=bool(is_dead),
-            )
-            for (
-                id_,
-                step,
-                entity,
-                column,
-                before,
-                row,
-                position,
-                ordinal,
-                committed_at,
-                attempts,
-                next_try,
-                is_dead,
-            ) in rows
-        ]
-
-    def take_turns(self, ids: Iterable[int]) -> None:
-        """Forget turns that their steps have taken."""
-        self._connection.executemany("delete from turn where id = ?", ((id_,) for id_ in ids))
-
-    def hold_turn(self, id_: int, *, attempts: int, next_try: float | None, error: str) -> None:
-        """Keep a turn whose step failed: until `next_try`, or for good."""
-        self._connection.execute(
-            "update turn set attempts = ?, next_try = ?, is_dead = ?, error = ? where id = ?",
-            (attempts, next_try or 0, next_try is None, error, id_),
-        )
-
-    def retry_turns(self) -> int:
-        """Let dead turns be tried again; how many."""
-        return self._connection.execute(
-            "update turn set is_dead = 0, attempts = 0, next_try = 0 where is_dead"
-        ).rowcount
-
-    def dead_turns(self) -> int:
-        """How many turns failed for good."""
-        (count,) = self._connection.execute("select count(*) from turn where is_dead").fetchone()
-        return int(count)
-
-    def _save_turns(self, turns: Sequence[Turn]) -> None:
-        self._connection.executemany(
-            """
-            insert into turn (step, entity, column, before, row, position, ordinal, committed_at)
-            values (?, ?, ?, ?, ?, ?, ?, ?)
-            """,
-            [
-                (
-                    step.name,
-                    turn.entity,
-                    turn.column,
-                    json.dumps(turn.before),
-                    json.dumps(turn.row),
-                    turn.at.position,
-                    turn.at.ordinal,
-                    turn.at.committed_at,
-                )
-                for turn in turns
-                for step in self._app.reactions
-                if step.column == turn.column and self._is_wanted(step.to, turn)
-            ],
-        )
-
-    def _is_wanted(self, to: Any, turn: Turn) -> bool:
-        if repr(to) == "ANY":
-            return True
-        index = [item.name for item in self._app.entity.fields].index(turn.column)
-        return bool(_decoded(decoder(self._app.entity.fields[index].type), turn.row[index + 1]) == to)
-
-    def _grouped(self, reader: _Reader, listing: str) -> dict[Key, list[Any]]:
-        grouped: dict[Key, list[Any]] = {}
-        for _, entity, *values in self._connection.execute(
-            f"select r.* from json_each(?) k cross join {_table(reader.table)} r on r._entity = k.value "
-            "order by r._entity, r._key",
-            (listing,),
-        ):
-            grouped.setdefault(entity, []).append(reader.read(values))
-        return grouped
-
     @contextmanager
     def _transaction(self, synchronous: str) -> Iterator[None]:
         # A sync mode can only be changed between transactions.
@@ -505,8 +355,8 @@ class State:
                 return
             tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
             for (name,) in tables:
-                self._connection.execute(f"drop table {_quoted(name)}")
-            for statement in [*_STATEMENTS, *(s for r in self._readers.values() for s in _row_statements(r.table))]:
+                self._connection.execute(f"drop table {quoted(name)}")
+            for statement in (*_STATEMENTS, *self.rows.statements()):
                 self._connection.execute(statement)
             self._connection.execute("insert into made_for values (?)", (fingerprint,))
 
@@ -528,12 +378,7 @@ _STATEMENTS = (
     "create index entity_not_clean on entity (standing) where standing <> 0",
     "create table used (enrichment text, id, entity, primary key (enrichment, id, entity)) without rowid",
     "create index used_by_entity on used (enrichment, entity)",
-    """
-    create table turn (
-      id integer primary key, step text not null, entity not null, column text not null, before text not null,
-      row text not null, position int not null, ordinal int not null, committed_at int not null,
-      attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text)
-    """,
+    TURN_TABLE,
 )
 
 
@@ -550,48 +395,9 @@ def read_reached(file: Path) -> Lsn:
     return START if row is None else Lsn(row[0])
 
 
-def _row_statements(table: Table[Any]) -> tuple[str, str]:
-    columns = "".join(f", {_quoted(item.name)}" for item in table.fields)
-    index = _quoted(f"row_{table.name.short}_by_entity")
-    # Columns without a type keep what they are given, so a text of digits stays a text.
-    return (
-        f"create table {_table(table)} (_key primary key, _entity{columns}) without rowid",
-        f"create index {index} on {_table(table)} (_entity)",
-    )
-
-
-def _put_statement(table: Table[Any]) -> str:
-    return f"insert or replace into {_table(table)} values ({', '.join('?' * (len(table.fields) + 2))})"
-
-
-def _reader(table: Table[Any]) -> _Reader:
-    decoders = [(index, decoder(item.type)) for index, item in enumerate(table.fields)]
-    return _Reader(
-        table=table,
-        build=builder(table.schema) if table.schema is not None else tuple,
-        decoders=tuple((index, decode) for index, decode in decoders if decode is not None),
-    )
-
-
 def _fingerprint(app: App) -> str:
     tables = [
         [str(table.name), table.key or app.key, [(item.name, str(item)) for item in table.fields]]
         for table in app.tables
     ]
     return json.dumps([_FORMAT, app.key, tables, [step.into for step in app.enrichments if step.lookup is not None]])
-
-
-def _table(table: Table[Any]) -> str:
-    return _quoted(f"row_{table.name.short}")
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _decoded(decode: Decode | None, value: Any) -> Any:
-    return value if decode is None or value is None else decode(value)

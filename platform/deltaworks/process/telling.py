@@ -1,0 +1,92 @@
+"""Tells the steps that watch a column of every turn it took, in order for each entity."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from deltaworks import faults
+from deltaworks.process.app import App, OnChangeStep
+from deltaworks.process.entity import Transition
+from deltaworks.process.fold import Key
+from deltaworks.process.pipeline import next_try_after
+from deltaworks.process.state import State
+from deltaworks.process.step import call, fault_of
+from deltaworks.process.turns import WaitingTurn
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a round came to: steps that were called, and those of them that took their turn."""
+
+    tried: int
+    taken: int
+
+
+class Telling:
+    """The reactions of one app. A step is told one turn of an entity at a time; entities go side by side."""
+
+    def __init__(self, *, app: App, name: str, state: State, clients: dict[str, Any], loop: asyncio.Runner) -> None:
+        self._steps = {step.name: step for step in app.reactions}
+        self._name = name
+        self._state = state
+        self._clients = clients
+        self._loop = loop
+
+    def run(self, *, limit: int) -> Told:
+        """Tell the turns that are due, among the `limit` oldest."""
+        ready = self._ready(limit) if self._steps else []
+        taken = self._loop.run(self._tell_all(ready)) if ready else []
+        return Told(tried=len(ready), taken=sum(taken))
+
+    def _ready(self, limit: int) -> list[WaitingTurn]:
+        turns = self._state.turns.waiting(limit=limit)
+        now = time.time()
+        blocked = {(turn.step, turn.entity) for turn in turns if turn.is_dead}
+        due: dict[tuple[str, Key], WaitingTurn] = {}
+        for turn in turns:
+            # The first that waits of a key stands for all behind it.
+            due.setdefault((turn.step, turn.entity), turn)
+        return [turn for place, turn in due.items() if place not in blocked and turn.next_try <= now]
+
+    async def _tell_all(self, turns: Sequence[WaitingTurn]) -> list[bool]:
+        return await asyncio.gather(*(self._tell(self._steps.get(turn.step), turn) for turn in turns))
+
+    async def _tell(self, step: OnChangeStep | None, turn: WaitingTurn) -> bool:
+        if step is None:
+            # The step was removed from the app, and with it the wish to be told.
+            self._take(turn)
+            return False
+        try:
+            await call(step, self._transition(step, turn), self._clients, timeout_s=step.timeout_s)
+        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+            fault = fault_of(step, error)
+            attempts = turn.attempts + 1
+            next_try = next_try_after(fault, attempts=attempts, retry=step.retry)
+            with self._state.settling():
+                self._state.turns.hold(turn.id, attempts=attempts, next_try=next_try, error=fault.error)
+            logger.warning("transition set back", app=self._name, step=step.name, error=fault.error, attempts=attempts)
+            return False
+        faults.reach("process.after_turn")
+        self._take(turn)
+        return True
+
+    def _take(self, turn: WaitingTurn) -> None:
+        with self._state.settling():
+            self._state.turns.take([turn.id])
+
+    def _transition(self, step: OnChangeStep, turn: WaitingTurn) -> Transition[Any]:
+        return Transition(
+            id=f"{self._name}:{step.name}:{turn.entity}:{turn.version.position.value}:{turn.version.ordinal}",
+            key=turn.entity,
+            column=turn.column,
+            before=turn.before,
+            after=turn.after,
+            version=turn.version,
+            committed_at=turn.committed_at,
+        )
