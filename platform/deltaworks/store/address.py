@@ -13,13 +13,15 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from deltaworks.config import S3Config
+from deltaworks.config import Config, S3Config
 from deltaworks.errors import TerminalError
 from deltaworks.store.object_store import ObjectStore
 from deltaworks.store.secret import Secret
 
 _SQLITE, _POSTGRES, _S3 = "sqlite:", "postgres:", "s3://"
-_CATALOG_SECRET = "lake_catalog"  # noqa: S105  its name, which is no secret
+
+CATALOG_SECRET = "lake_catalog"  # noqa: S105  its name, which is no secret
+"""The secret that a server's catalog is attached with; `profiles.yml` names it too."""
 
 
 class CatalogAddressError(TerminalError):
@@ -32,7 +34,7 @@ class LakeAddress:
 
     catalog: str
     data: str
-    password: Secret | None = None
+    login: Secret | None = None
     store: ObjectStore | None = None
 
     @classmethod
@@ -41,11 +43,15 @@ class LakeAddress:
 
         Raises:
             CatalogAddressError: what follows `postgres:` is no connection string.
-            ObjectStoreDeniedError: the data is on S3 and there are no keys.
         """
-        place, password = _without_password(catalog)
+        place, login = _parted(catalog)
         store = ObjectStore.at(data, s3) if data.startswith(_S3) else None
-        return cls(catalog=place, data=data, password=password, store=store)
+        return cls(catalog=place, data=data, login=login, store=store)
+
+    @classmethod
+    def from_config(cls, config: Config) -> "LakeAddress":
+        """The address of a configuration's lake; see `of`."""
+        return cls.of(catalog=config.lake_catalog, data=config.lake_data, s3=config.lake.s3)
 
     @property
     def catalog_file(self) -> Path | None:
@@ -64,11 +70,14 @@ class LakeAddress:
         catalog = "postgres" if self.catalog_file is None else "sqlite"
         return ("ducklake", catalog, *(() if self.store is None else ("httpfs",)))
 
-    @property
     def secrets(self) -> tuple[Secret, ...]:
-        """What a connection has to know before it attaches the lake."""
+        """What a connection has to know before it attaches the lake.
+
+        Raises:
+            ObjectStoreDeniedError: the data is on S3 and there are no keys.
+        """
         keys = None if self.store is None else self.store.secret()
-        return tuple(secret for secret in (self.password, keys) if secret is not None)
+        return tuple(secret for secret in (self.login, keys) if secret is not None)
 
     def attach(self, *, read_only: bool) -> str:
         """The statement that attaches it as `lake`."""
@@ -77,8 +86,8 @@ class LakeAddress:
             # Write-ahead mode lets readers go on while a load commits, and stays set in the file. The
             # default mode makes every reader of the catalog a lock against the writer's commit.
             options += ["meta_busy_timeout 5000", *([] if read_only else ["meta_journal_mode 'WAL'"])]
-        if self.password is not None:
-            options.append(f"meta_secret {literal(self.password.name)}")
+        if self.login is not None:
+            options.append(f"meta_secret {literal(self.login.name)}")
         if read_only:
             options.append("read_only")
         return f"attach {literal('ducklake:' + self.catalog)} as lake ({', '.join(options)})"
@@ -93,7 +102,8 @@ def literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _without_password(catalog: str) -> tuple[str, Secret | None]:
+def _parted(catalog: str) -> tuple[str, Secret | None]:
+    """The catalog without a password, and a server's catalog with the secret that has it (or has nothing)."""
     if not catalog.startswith(_POSTGRES):
         return catalog, None
     try:
@@ -106,6 +116,5 @@ def _without_password(catalog: str) -> tuple[str, Secret | None]:
         ) from None
     password = parts.pop("password", None)
     place = _POSTGRES + make_conninfo(**{name: str(value) for name, value in parts.items()})
-    if password is None:
-        return place, None
-    return place, Secret(kind="postgres", name=_CATALOG_SECRET, options={"password": str(password)})
+    options = {} if password is None else {"password": str(password)}
+    return place, Secret(kind="postgres", name=CATALOG_SECRET, options=options)

@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deltaworks.change import DELETE, TRUNCATE, ChangeBatch
+from deltaworks.change import DELETE, TRUNCATE
 from deltaworks.errors import InvariantError
 from deltaworks.schema import TableSchema
 from deltaworks.store.address import literal
 from deltaworks.store.lake import quoted
 from deltaworks.store.statements import Statements
+from deltaworks.store.texts import PREFIX, has_texts
 
 STATE_COLUMNS = ("_commit", "_committed_at")
 """What a row in the lake says of its last change, beside the source's columns."""
@@ -85,10 +86,11 @@ def apply(
     *,
     target: str,
     schema: TableSchema,
-    batches: Sequence[ChangeBatch],
+    changes: pa.Table,
     applied_up_to: int = 0,
 ) -> Applied:
-    """Apply changes of one table and one schema; `target` is a quoted table that has its columns.
+    """Apply changes of one table; `schema` and `changes` are as `texts.spread` gives them, `target` is a quoted
+    table that has those columns.
 
     Run it inside a transaction: it deletes before it inserts. `applied_up_to` is the largest `_commit`
     of earlier windows: a change at or before it may be a late one, which an app's log can hold, and
@@ -98,7 +100,7 @@ def apply(
     Raises:
         MalformedChangeError: a change has no key.
     """
-    changes = _in_order(pa.Table.from_batches([batch.rows for batch in batches]))
+    changes = _in_order(changes)
     count = changes.num_rows
     changes, truncated = _truncate(connection, target, changes)
     if changes.num_rows == 0:
@@ -189,10 +191,17 @@ def _without_late(
 
 
 def _check_keys(schema: TableSchema, changes: pa.Table) -> None:
+    texts = {name: PREFIX + name for name in schema.key if PREFIX + name in schema.key}
     for name in schema.key:
-        if changes[name].null_count:
+        if name in texts.values() or not changes[name].null_count:
+            continue
+        missing = pc.is_null(changes[name])
+        if name in texts:
+            missing = pc.and_(missing, pc.is_null(changes[texts[name]]))
+        count = pc.sum(missing).as_py()
+        if count:
             raise MalformedChangeError(
-                f"cannot apply changes of {str(schema.name)!r}: {changes[name].null_count} have no value in key column"
+                f"cannot apply changes of {str(schema.name)!r}: {count} have no value in key column"
                 f" {name!r}; keep the log and report it, capture must send keys"
             )
 
@@ -212,7 +221,10 @@ def _apply_whole_rows(connection: duckdb.DuckDBPyConnection, target: str, schema
 
 
 def _apply_entities(connection: duckdb.DuckDBPyConnection, target: str, schema: TableSchema) -> Applied:
-    names = _names(target, schema) | _names_of_unsent(schema, _unsent(connection))
+    unsent = _unsent(connection)
+    # A text column is sent when the column is that it stands for.
+    unsent += [PREFIX + name for name in unsent if PREFIX + name in schema.names]
+    names = _names(target, schema) | _names_of_unsent(schema, unsent)
     for statement in ("touched", "step", "moved", "life", "origin"):
         connection.execute(_SQL[statement].format_map(names))
     _trace(connection, names)
@@ -251,6 +263,8 @@ def _unsent(connection: duckdb.DuckDBPyConnection) -> list[str]:
 def _names(target: str, schema: TableSchema) -> dict[str, str]:
     columns = (*schema.names, *STATE_COLUMNS)
     numbered = [(f"key_{at}", name) for at, name in enumerate(schema.key)]
+    # Of a value and its text one is always null.
+    same = "is not distinct from" if has_texts(schema) else "="
     return {
         "target": target,
         "columns": ", ".join(quoted(name) for name in columns),
@@ -258,10 +272,16 @@ def _names(target: str, schema: TableSchema) -> dict[str, str]:
         "key_of_c": ", ".join(quoted("c", name) for name in schema.key),
         "key_as_numbered": ", ".join(f"{quoted('c', name)} as {number}" for number, name in numbered),
         "old_key_as_numbered": ", ".join(f"{_old(name)} as {number}" for number, name in numbered),
-        "c_is_t": " and ".join(f"{quoted('c', name)} = {quoted('t', name)}" for name in schema.key),
-        "c_is_k": " and ".join(f"{quoted('c', name)} = k.{number}" for number, name in numbered),
-        "t_is_k": " and ".join(f"{quoted('t', name)} = k.{number}" for number, name in numbered),
-        "old_c_is_o": " and ".join(f"{_old(name)} = o.{number}" for number, name in numbered),
+        "c_is_t": " and ".join(f"{quoted('c', name)} {same} {quoted('t', name)}" for name in schema.key),
+        "c_is_k": " and ".join(f"{quoted('c', name)} {same} k.{number}" for number, name in numbered),
+        "t_is_k": " and ".join(f"{quoted('t', name)} {same} k.{number}" for number, name in numbered),
+        # Where null equals null, no old key would be the same as an old key of nulls.
+        "old_c_is_o": " and ".join(
+            [
+                *(["c._old_key is not null"] if has_texts(schema) else ()),
+                *(f"{_old(name)} {same} o.{number}" for number, name in numbered),
+            ]
+        ),
     }
 
 
@@ -288,7 +308,8 @@ def _names_of_unsent(schema: TableSchema, unsent: Sequence[str]) -> dict[str, st
 
 
 def _was_sent(name: str) -> str:
-    return f"not coalesce(list_contains(c._unchanged, {literal(name)}), false)"
+    stands_for = name.removeprefix(PREFIX)
+    return f"not coalesce(list_contains(c._unchanged, {literal(stands_for)}), false)"
 
 
 def _old(name: str) -> str:

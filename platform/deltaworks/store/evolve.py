@@ -8,6 +8,7 @@
 | a type widened             | is widened where DuckLake can                                     |
 | a type narrowed            | keeps the wider type of the lake                                  |
 | any other change of a type | stops the load: a person decides                                  |
+| a value that no type here holds | its text's column is added, see `texts`                      |
 
 Lake columns are never NOT NULL, or a column dropped at the source would stop every later load.
 """
@@ -19,8 +20,9 @@ import pyarrow as pa
 
 from deltaworks.change import META_COLUMNS
 from deltaworks.errors import TerminalError
-from deltaworks.schema import TableSchema
+from deltaworks.schema import Column, TableSchema
 from deltaworks.store.lake import quoted
+from deltaworks.store.texts import PREFIX, TEXT_TYPE
 
 _STATE = {"_commit": "UBIGINT", "_committed_at": "TIMESTAMP WITH TIME ZONE"}
 _RESERVED = (*META_COLUMNS, "_place", "_is_here")
@@ -75,11 +77,17 @@ def _column_types(connection: duckdb.DuckDBPyConnection, table: TableSchema) -> 
 def _check_names(table: TableSchema) -> None:
     names = [name.lower() for name in (*table.names, *_RESERVED)]
     twice = sorted({name for name in names if names.count(name) > 1})
+    twice += [column.name for column in table.columns if _is_taken(column)]
     if twice:
         raise SchemaConflictError(
             f"cannot store {str(table.name)!r}: column names {', '.join(twice)} collide (the lake ignores case, and"
-            f" {', '.join(_RESERVED)} are taken); rename them at the source"
+            f" {', '.join(_RESERVED)} and {PREFIX}… are taken); rename them at the source"
         )
+
+
+def _is_taken(column: Column) -> bool:
+    """Whether the name is one that the text column of another column would have."""
+    return column.name.lower().startswith(PREFIX) and column.source_type != TEXT_TYPE
 
 
 def _fits(kind: str, *, into: str) -> bool:

@@ -47,6 +47,8 @@ WAIT_S = 60.0
 _ATTEMPTS = 5
 _AUTHOR = "deltaworks"
 _BUSY = ("database is locked", "transaction conflict", "could not serialize")
+_CREATED_MEANWHILE = "pg_type_typname_nsp_index"
+"""PostgreSQL's constraint that the second of two creators of one table breaks; the first one's stands."""
 
 
 class LakeUnavailableError(TerminalError):
@@ -118,7 +120,7 @@ class Lake:
         )
         try:
             provide(connection, address.extensions, folder=extensions)
-            for secret in address.secrets:
+            for secret in address.secrets():
                 secret.create(connection)
             connection.execute("set timezone = 'UTC'")
             if catalog_file is not None:
@@ -221,9 +223,10 @@ class Lake:
             try:
                 self.connection.execute(self._attach)
             except duckdb.Error as error:
-                if not _is_busy(error):
+                if not _is_busy(error) and _CREATED_MEANWHILE not in str(error):
+                    told = " ".join(str(error).split())
                     raise LakeUnavailableError(
-                        f"cannot open the lake: {error}; see `lake` in deltaworks.yaml"
+                        f"cannot open the lake: {told}; see `lake` in deltaworks.yaml"
                     ) from error
                 if time.monotonic() > deadline:
                     raise LakeBusyError(f"cannot open the lake: its catalog was locked for {WAIT_S:.0f} s") from error
@@ -239,7 +242,7 @@ class Lake:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Hold the right to write. A catalog server orders its writers itself and needs no lock."""
+        """Hold the right to write. A catalog server takes writers at once; one that collides starts over."""
         if self._lock is None:
             yield
             return

@@ -54,19 +54,12 @@ class ObjectStore:
     bucket: str
     prefix: str
     config: S3Config
-    keys: Keys
 
     @classmethod
     def at(cls, address: str, config: S3Config) -> "ObjectStore":
-        """The store of `s3://bucket/prefix`. Asks nobody but, where keys are left out, AWS's own rules for them.
-
-        Raises:
-            ObjectStoreDeniedError: no keys are configured and none are found.
-            MissingExtraError: the libraries of `deltaworks[aws]` are not installed.
-        """
+        """The store of `s3://bucket/prefix`; asks nobody."""
         bucket, _, prefix = address.removeprefix("s3://").partition("/")
-        keys = _configured_keys(config) or _found_keys(config, address)
-        return cls(bucket=bucket, prefix=prefix.strip("/"), config=config, keys=keys)
+        return cls(bucket=bucket, prefix=prefix.strip("/"), config=config)
 
     @property
     def address(self) -> str:
@@ -78,16 +71,26 @@ class ObjectStore:
         """The service in words, for messages."""
         return repr(self.config.endpoint) if self.config.endpoint else f"AWS in region {self.config.region!r}"
 
+    def keys(self) -> Keys:
+        """What is configured or, where nothing is, what AWS's own rules find now: such keys may expire.
+
+        Raises:
+            ObjectStoreDeniedError: no keys are configured and none are found.
+            MissingExtraError: the libraries of `deltaworks[aws]` are not installed.
+        """
+        return _configured_keys(self.config) or _found_keys(self.config, self.address)
+
     def client(self) -> Any:  # Any: boto3 makes its clients at run time and declares no types
         """A boto3 client of this service."""
         boto3, botocore = _libraries()
+        keys = self.keys()
         return boto3.client(
             "s3",
             endpoint_url=self.config.endpoint,
             region_name=self.config.region,
-            aws_access_key_id=self.keys.access_key_id,
-            aws_secret_access_key=self.keys.secret_access_key,
-            aws_session_token=self.keys.session_token,
+            aws_access_key_id=keys.access_key_id,
+            aws_secret_access_key=keys.secret_access_key,
+            aws_session_token=keys.session_token,
             config=botocore.config.Config(
                 connect_timeout=5,
                 read_timeout=20,
@@ -101,14 +104,15 @@ class ObjectStore:
 
     def secret(self) -> Secret:
         """The keys as DuckDB takes them, for this bucket only."""
+        keys = self.keys()
         options: dict[str, str | bool] = {
-            "key_id": self.keys.access_key_id,
-            "secret": self.keys.secret_access_key,
+            "key_id": keys.access_key_id,
+            "secret": keys.secret_access_key,
             "region": self.config.region,
             "scope": f"s3://{self.bucket}/",
         }
-        if self.keys.session_token is not None:
-            options["session_token"] = self.keys.session_token
+        if keys.session_token is not None:
+            options["session_token"] = keys.session_token
         if self.config.endpoint is not None:
             scheme, _, host = self.config.endpoint.partition("://")
             options |= {"endpoint": host, "use_ssl": scheme == "https", "url_style": "path"}

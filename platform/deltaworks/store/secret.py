@@ -21,7 +21,5 @@ class Secret:
     def create(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Give it to a connection that has the extension of this kind; it ends with the connection."""
         # The options' names are ours, their values are parameters.
-        names = ", ".join(f"{option} ?" for option in self.options)
-        connection.execute(
-            f"create or replace temporary secret {self.name} (type {self.kind}, {names})", list(self.options.values())
-        )
+        options = ", ".join((f"type {self.kind}", *(f"{option} ?" for option in self.options)))
+        connection.execute(f"create or replace temporary secret {self.name} ({options})", list(self.options.values()))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import duckdb
+import pyarrow as pa
 
 from deltaworks.change import ChangeBatch
 from deltaworks.log.change_log import StoredGroup
@@ -12,6 +13,7 @@ from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
 from deltaworks.store.apply import Applied, apply
 from deltaworks.store.evolve import evolve
+from deltaworks.store.texts import spread, text_columns
 
 SLICE_CHANGES = 500_000
 """Changes applied at a time: about 100 MB of 20-column rows, and few enough statements."""
@@ -47,6 +49,7 @@ class Tables:
         self._database = database
         self._applied_up_to = applied_up_to.value
         self._shapes: dict[TableName, tuple[TableSchema, str]] = {}
+        self._texts: dict[TableName, frozenset[str]] = {}
 
     def apply(self, batches: Iterable[ChangeBatch]) -> dict[str, Applied]:
         """Apply whole transactions in order, each table by itself: tables share no rows. By short name."""
@@ -62,12 +65,13 @@ class Tables:
         total = Applied()
         # A window has one shape: changes from before and after an ALTER TABLE are applied apart.
         for schema, run in groupby(batches, key=lambda batch: batch.schema):
+            target = self._evolved(schema)
+            rows = pa.Table.from_batches([batch.rows for batch in run])
+            wide, changes = spread(schema, rows, present=self._texts[schema.name])
+            if len(wide.columns) - len(schema.columns) > len(self._texts[schema.name]):
+                self._evolved(wide)
             total += apply(
-                self._connection,
-                target=self._evolved(schema),
-                schema=schema,
-                batches=list(run),
-                applied_up_to=self._applied_up_to,
+                self._connection, target=target, schema=wide, changes=changes, applied_up_to=self._applied_up_to
             )
         return total
 
@@ -77,4 +81,5 @@ class Tables:
         if known != schema:
             target = evolve(self._connection, database=self._database, schema=self._schema, table=schema)
             self._shapes[schema.name] = (schema, target)
+            self._texts[schema.name] = text_columns(self._connection, target, schema)
         return target

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from deltaworks.capture.snapshot import SnapshotSource, SourceSnapshot
 from deltaworks.errors import RetryableError
@@ -26,13 +27,14 @@ from deltaworks.store.lake import Lake, quoted
 from deltaworks.store.load import LastLoad, groups_between, load_at
 from deltaworks.store.statements import Statements
 from deltaworks.store.tables import Tables, slices
+from deltaworks.store.texts import has_texts, spread, text_columns, widened
 
 SAMPLE_KEYS = 10
 """Keys of differing rows that a verdict names; the rows themselves stay where they are."""
 
 _SQL = Statements("verify.sql")
 _SCRATCH = "deltaworks_verify"
-_SOURCE = "source"
+_SOURCE_ROWS = "source rows"
 
 
 class LogBehindError(RetryableError):
@@ -179,6 +181,10 @@ def _compare(
 ) -> TableVerdict:
     source = _read_source(connection, snapshot, table)
     stored = quoted(_SCRATCH, log, table.name.short)
+    table = widened(table, text_columns(connection, source, table) | text_columns(connection, stored, table))
+    for schema in (_SOURCE_ROWS, log):
+        evolve(connection, database=_SCRATCH, schema=schema, table=table)
+    same = "is not distinct from" if has_texts(table) else "="
     others = [name for name in table.names if name not in table.key]
     differs = " or ".join(f"{quoted('s', name)} is distinct from {quoted('l', name)}" for name in others)
     names = {
@@ -186,7 +192,7 @@ def _compare(
         "stored": f"(select *, true as _is_here from {stored})",
         "keys": ", ".join(f"coalesce({quoted('s', key)}, {quoted('l', key)}) as {quoted(key)}" for key in table.key),
         "key": ", ".join(quoted(key) for key in table.key),
-        "same_key": " and ".join(f"{quoted('s', key)} = {quoted('l', key)}" for key in table.key),
+        "same_key": " and ".join(f"{quoted('s', key)} {same} {quoted('l', key)}" for key in table.key),
         "differs": differs or "false",
         "limit": str(SAMPLE_KEYS),
     }
@@ -201,9 +207,12 @@ def _compare(
 
 
 def _read_source(connection: duckdb.DuckDBPyConnection, snapshot: SourceSnapshot, table: TableSchema) -> str:
-    target = evolve(connection, database=_SCRATCH, schema=f"{_SOURCE} rows", table=table)
-    columns = ", ".join(quoted(name) for name in table.names)
-    for rows in snapshot.read(table.name):
+    target = evolve(connection, database=_SCRATCH, schema=_SOURCE_ROWS, table=table)
+    for batch in snapshot.read(table.name):
+        wide, rows = spread(table, pa.Table.from_batches([batch]))
+        if wide != table:
+            evolve(connection, database=_SCRATCH, schema=_SOURCE_ROWS, table=wide)
+        columns = ", ".join(quoted(name) for name in wide.names)
         connection.register("rows_read", rows)
         connection.execute(f"insert into {target} ({columns}) select {columns} from rows_read")
         connection.unregister("rows_read")
