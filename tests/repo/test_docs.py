@@ -5,9 +5,13 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import typer.main
+from psycopg.conninfo import make_conninfo
+from servers.postgres import Database
 
+from deltaworks import operate
 from deltaworks.cli import app
 from deltaworks.config import load
 
@@ -27,7 +31,50 @@ def test_every_configuration_in_the_manual_loads(tmp_path: Path) -> None:
     for number, (_page, block) in enumerate(shown):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)
-        load(path, environment={"SHOP_DSN": "postgresql://shop"})
+        load(
+            path,
+            environment={
+                "SHOP_DSN": "postgresql://shop",
+                "LAKE_PASSWORD": "p",
+                "LAKE_KEY_ID": "i",
+                "LAKE_SECRET_KEY": "k",
+            },
+        )
+
+
+def test_the_role_of_the_manual_can_capture_load_and_verify_and_nothing_more(
+    database: Database, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "how-to" / "your-own-database.md").read_text()
+    [statements] = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    [drop_slot] = re.findall(r"`(select pg_drop_replication_slot[^`]*)`", page)
+    [settings] = [block for found, block in fences("yaml") if found.name == "your-own-database.md"]
+    path = tmp_path / "deltaworks.yaml"
+    path.write_text(settings)
+    database.execute(
+        "create schema billing",
+        'create table customer (id int primary key, name text); create table "order" (id int primary key, total money);'
+        "create table order_line (order_id int, line int, item text, primary key (order_id, line));"
+        "create table billing.invoice (id int primary key, at timestamptz)",
+        "insert into customer values (1, 'Ada'); insert into \"order\" values (1, 9.99);"
+        "insert into order_line values (1, 1, 'tea'); insert into billing.invoice values (1, now())",
+    )
+    database.execute(statements)
+    try:
+        dsn = make_conninfo(database.dsn, user="deltaworks", password="…")
+        config = load(path, environment={"SHOP_DSN": dsn})
+        assert operate.check(config, "shop") == []
+        operate.capture(config, "shop")
+        database.execute("update customer set name = 'Grace'", "delete from order_line")
+        operate.load(config, "shop")
+        assert operate.verify(config, "shop").is_equal
+        with psycopg.connect(dsn, autocommit=True) as role:
+            for refused in ("delete from customer", "truncate customer", "create table mine ()"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    role.execute(refused)  # type: ignore[call-overload]
+            role.execute(drop_slot)
+    finally:
+        database.execute("drop owned by deltaworks", "drop role deltaworks")
 
 
 def test_every_command_in_the_manual_parses() -> None:
