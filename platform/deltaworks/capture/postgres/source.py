@@ -11,7 +11,6 @@ from psycopg import errors
 from deltaworks.capture.continuity import SlotHealth
 from deltaworks.capture.postgres import preflight, reading
 from deltaworks.capture.postgres import slot as slots
-from deltaworks.capture.postgres.batches import MARK_PREFIX, SliceBuilder, XidClock
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
     describe_relation,
@@ -20,9 +19,11 @@ from deltaworks.capture.postgres.catalog import (
     find_tables,
     query,
 )
+from deltaworks.capture.postgres.columnar import MARK_PREFIX, SliceBuilder
 from deltaworks.capture.postgres.connect import connect, translated
 from deltaworks.capture.postgres.lease import PostgresLease
 from deltaworks.capture.postgres.pgoutput import Relation
+from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.snapshot import Snapshot
 from deltaworks.capture.postgres.still import PostgresSnapshot, take_snapshot
@@ -138,7 +139,7 @@ class PostgresSource:
         except BaseException:
             replication.close()
             raise
-        builder = SliceBuilder(describe=self._describe, clock=XidClock(following), position=start)
+        builder = SliceBuilder(relations=Relations(self._describe), position=start, nearby_xid=following)
         return PostgresStream(connection=replication, builder=builder, durable=start)
 
     def renew(self, *, after: Lsn) -> Lsn:
