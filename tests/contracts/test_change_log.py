@@ -251,7 +251,7 @@ def test_wait_wakes_when_a_group_is_appended(writer: LogWriter, reader: LogReade
         if reader.wait(after_sequence=0, timeout_s=30):
             woken.set()
 
-    waiting = threading.Thread(target=wait)
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     append_run(writer, 1)
     assert woken.wait(5)
@@ -269,7 +269,7 @@ def test_one_reader_serves_many_threads_while_the_log_grows(writer: LogWriter, r
             sequences += [stored.header.sequence for stored in reader.read(after_sequence=after)]
         seen.append(sequences)
 
-    threads = [threading.Thread(target=read_all) for _ in range(3)]
+    threads = [threading.Thread(target=read_all, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     append_run(writer, 30)

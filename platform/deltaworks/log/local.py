@@ -1,4 +1,4 @@
-"""The change log on a local disk: segments of Arrow IPC, one sync per group.
+"""The change log on a local disk: segments of Arrow IPC, one sync per group. Written here, read by `local_reader`.
 
     folder/ 00000000000000000000.segment   frames of groups 0, 1, 2, …   (see `segment`)
             00000000000000018021.segment   … the last one grows
@@ -15,11 +15,7 @@ Local means local: `flock`, `fdatasync` and the page cache must be those of one 
 
 import errno
 import fcntl
-import math
 import os
-import threading
-from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,26 +38,25 @@ from deltaworks.log.change_log import (
     LogFailedError,
     LogFormatError,
     LogFullError,
-    OffsetRetiredError,
-    StoredGroup,
 )
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import PublishedEnd, read_end, write_end
-from deltaworks.log.header import check_follows, check_not_ahead, end_after, next_header
+from deltaworks.log.header import check_follows, end_after, next_header
+from deltaworks.log.local_reader import LocalLogReader
 from deltaworks.log.segment import (
     MAGIC,
     BadFrameError,
     Frame,
-    decode_frame,
     encode_frame,
     frames,
     holds_frame_after,
     read_body,
-    read_frame,
     segment_name,
     segments,
 )
-from deltaworks.log.wake import wait_until
+from deltaworks.log.segment_file import corrupt, opened
+
+__all__ = ["LOCK_FILE", "SEGMENT_BYTES", "LocalLogReader", "LocalLogWriter"]
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Where a segment ends: small enough to find the end of by its headers in about 0.1 s."""
@@ -70,133 +65,6 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 LOCK_FILE = "lock"
 
 logger = structlog.get_logger(__name__)
-
-
-class LocalLogReader:
-    """Reads a log folder, also while another process writes to it; sees durable groups only.
-
-    Thread-safe. Holds no file open between calls.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._lock = threading.Lock()
-        self._identity = (0, 0)
-        self._end = EMPTY_END
-        self._firsts: list[int] = []
-        self._bounds: dict[int, array[int]] = {}
-
-    def end(self) -> LogEnd:
-        """The end as of now; some microseconds when nothing was appended since the last call."""
-        published = read_end(self.folder)
-        if published is None:
-            _check_has_no_groups(self.folder)
-            return EMPTY_END
-        with self._lock:
-            if published.identity != self._identity:
-                # The folder was removed and made anew: what is known here is of another log.
-                self._forget(published.identity)
-            if published.count - 1 > self._end.sequence:
-                self._end = end_after(self._header(published.count - 1))
-            return self._end
-
-    def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
-        """See `LogReader.read`; the end is that of this call, not of the first step."""
-        end = self.end()
-        check_not_ahead(after_sequence, end, where=str(self.folder))
-        return self._read(after_sequence + 1, end.sequence, max_changes)
-
-    def headers_backwards(self) -> Iterator[GroupHeader]:
-        """Headers from the last group to the oldest that is kept."""
-        last = self.end().sequence
-        oldest = min(segments(self.folder), default=0)
-        for sequence in range(last, oldest - 1, -1):
-            with self._lock:
-                header = self._header(sequence)
-            yield header
-
-    def wait(self, *, after_sequence: int, timeout_s: float) -> bool:
-        """See `LogReader.wait`; wakes within about a millisecond of an append by any process."""
-
-        def has_more() -> bool:
-            end = read_end(self.folder)
-            return end is not None and end.count - 1 > after_sequence
-
-        check_not_ahead(after_sequence, self.end(), where=str(self.folder))
-        return wait_until(has_more, file=self.folder / END_FILE, timeout_s=timeout_s)
-
-    def _read(self, sequence: int, last: int, max_changes: int | None) -> Iterator[StoredGroup]:
-        previous: GroupHeader | None = None
-        if sequence > min(segments(self.folder), default=0):
-            with self._lock:
-                previous = self._header(sequence - 1)
-        left = math.inf if max_changes is None else max(1, max_changes)
-        while sequence <= last and left > 0:
-            with self._lock:
-                first, start = self._locate(sequence)
-            with _opened(self.folder, first) as descriptor:
-                frame = _durable_frame(descriptor, start, path=self.folder / segment_name(first), sequence=sequence)
-                try:
-                    body = read_body(descriptor, frame)
-                except BadFrameError as error:
-                    raise _corrupt(self.folder / segment_name(first), start, sequence, str(error)) from error
-            group = decode_frame(frame, body)
-            check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
-            yield group
-            previous = group.header
-            left -= group.header.next_offset - group.header.offset
-            sequence += 1
-
-    def _header(self, sequence: int) -> GroupHeader:
-        first, start = self._locate(sequence)
-        path = self.folder / segment_name(first)
-        with _opened(self.folder, first) as descriptor:
-            return _durable_frame(descriptor, start, path=path, sequence=sequence).header()
-
-    def _locate(self, sequence: int) -> tuple[int, int]:
-        """The segment (by its first sequence) and the place in it of a durable group."""
-        for first in self._segments_with(sequence):
-            bounds = self._scan(first, sequence)
-            if sequence - first < len(bounds) - 1:
-                return first, bounds[sequence - first]
-        if self._firsts and sequence < self._firsts[0]:
-            raise _retired(self.folder, sequence, oldest=self._firsts[0])
-        raise CorruptLogError(
-            f"cannot find group {sequence} in {str(self.folder)!r} although it was durable; "
-            "restore the log from a copy, or remove it and dump the source again"
-        )
-
-    def _segments_with(self, sequence: int) -> Iterator[int]:
-        """The segment that should hold the group as far as is known, then after a fresh look."""
-        for fresh in (False, True):
-            if fresh:
-                self._firsts = segments(self.folder)
-            if place := bisect_right(self._firsts, sequence):
-                yield self._firsts[place - 1]
-
-    def _scan(self, first: int, sequence: int) -> "array[int]":
-        """The bounds of the segment's frames, known up to `sequence` where the file goes that far."""
-        bounds = self._bounds.setdefault(first, array("Q", [0]))
-        if sequence - first < len(bounds) - 1:
-            return bounds
-        path = self.folder / segment_name(first)
-        with _opened(self.folder, first) as descriptor:
-            # Never looks behind `sequence`: what lies there may be in the middle of being written.
-            while sequence - first >= len(bounds) - 1:
-                try:
-                    frame = read_frame(descriptor, bounds[-1])
-                except BadFrameError as error:
-                    raise _corrupt(path, bounds[-1], first + len(bounds) - 1, str(error)) from error
-                if frame is None:
-                    break
-                bounds.append(frame.end)
-        return bounds
-
-    def _forget(self, identity: tuple[int, int]) -> None:
-        self._identity = identity
-        self._end = EMPTY_END
-        self._firsts = []
-        self._bounds = {}
 
 
 class LocalLogWriter:
@@ -409,7 +277,7 @@ def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -
         if found and found[-1].start == at:
             found.pop()
         if first + len(found) < durable_count or holds_frame_after(descriptor, at):
-            raise _corrupt(path, at, first + len(found), str(error)) from error
+            raise corrupt(path, at, first + len(found), str(error)) from error
         head = os.pread(descriptor, len(MAGIC), at)
         if at == 0 and not MAGIC.startswith(head) and head.strip(b"\0"):
             raise LogFormatError(
@@ -420,7 +288,7 @@ def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -
 
 def _last_header(folder: Path, first: int, sequence: int) -> GroupHeader:
     path = folder / segment_name(first)
-    with _opened(folder, first) as descriptor:
+    with opened(folder, first) as descriptor:
         at, number = 0, first
         try:
             for frame in frames(descriptor):
@@ -428,8 +296,8 @@ def _last_header(folder: Path, first: int, sequence: int) -> GroupHeader:
                     return frame.header()
                 at, number = frame.end, number + 1
         except BadFrameError as error:
-            raise _corrupt(path, at, number, str(error)) from error
-    raise _corrupt(path, at, number, "the segment ends early")
+            raise corrupt(path, at, number, str(error)) from error
+    raise corrupt(path, at, number, "the segment ends early")
 
 
 def _check_count(folder: Path, published: PublishedEnd, *, found: int) -> None:
@@ -437,16 +305,6 @@ def _check_count(folder: Path, published: PublishedEnd, *, found: int) -> None:
         raise CorruptLogError(
             f"cannot open the log {str(folder)!r}: {published.count} groups were durable, {found} are left; "
             "restore the log from a copy, or remove it and dump the source again"
-        )
-
-
-def _check_has_no_groups(folder: Path) -> None:
-    has_groups = any((folder / segment_name(first)).stat().st_size for first in segments(folder))
-    # A writer that opens a new log makes the file `end` before its first group, so look again.
-    if has_groups and read_end(folder) is None:
-        raise CorruptLogError(
-            f"cannot read the log {str(folder)!r}: it has segments but no file {END_FILE!r}; "
-            "start the writer, which finds the end in the segments"
         )
 
 
@@ -521,39 +379,3 @@ def _write_all(descriptor: int, parts: Sequence[bytes | pa.Buffer], at: int) -> 
             count -= left.pop(0).nbytes
         if left:
             left[0] = left[0][count:]
-
-
-@contextmanager
-def _opened(folder: Path, first_sequence: int) -> Iterator[int]:
-    try:
-        descriptor = os.open(folder / segment_name(first_sequence), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise _retired(folder, first_sequence, oldest=min(segments(folder), default=0)) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _durable_frame(descriptor: int, start: int, *, path: Path, sequence: int) -> Frame:
-    try:
-        frame = read_frame(descriptor, start)
-    except BadFrameError as error:
-        raise _corrupt(path, start, sequence, str(error)) from error
-    if frame is None:
-        raise _corrupt(path, start, sequence, "the file ends there")
-    return frame
-
-
-def _corrupt(path: Path, start: int, sequence: int, what: str) -> CorruptLogError:
-    return CorruptLogError(
-        f"cannot read group {sequence} at byte {start} of {str(path)!r}: {what}; "
-        "restore the log from a copy, or remove it and dump the source again"
-    )
-
-
-def _retired(folder: Path, sequence: int, *, oldest: int) -> OffsetRetiredError:
-    return OffsetRetiredError(
-        f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on; "
-        "remove what this reader feeds and dump the source again"
-    )
