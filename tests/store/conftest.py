@@ -1,9 +1,7 @@
-"""Lakes, and change logs written by hand."""
+"""Change logs written by hand."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,36 +12,6 @@ from deltaworks.log.change_log import Group, LogReader
 from deltaworks.log.memory import MemoryLog
 from deltaworks.position import Lsn
 from deltaworks.schema import Column, TableName, TableSchema
-from deltaworks.store.lake import Lake
-
-OpenLake = Callable[..., Lake]
-
-
-@pytest.fixture(scope="session")
-def extension_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("extensions")
-
-
-@pytest.fixture
-def lake_settings(tmp_path: Path, extension_folder: Path) -> dict[str, Any]:
-    """Where the test's own lake is."""
-    return {
-        "catalog": f"sqlite:{tmp_path}/lake/catalog.sqlite",
-        "data": str(tmp_path / "lake" / "data"),
-        "extensions": extension_folder,
-    }
-
-
-@pytest.fixture
-def open_lake(lake_settings: dict[str, Any]) -> OpenLake:
-    """Opens the test's own lake; call it again for a second client."""
-    return lambda **options: Lake.open(**(lake_settings | options))
-
-
-@pytest.fixture
-def lake(open_lake: OpenLake) -> Iterator[Lake]:
-    with closing(open_lake()) as lake:
-        yield lake
 
 
 class Changes:
