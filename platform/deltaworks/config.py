@@ -48,8 +48,10 @@ class PostgresConfig(_Model):
     """The replication slot, made when it is missing; `deltaworks_<source>` when left out."""
     publication: str | None = None
     """The publication, made when it is missing and the role may; `deltaworks_<source>` when left out."""
-    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 5_000
-    """Rows of a dump chunk; 5,000 keeps a chunk of 1 kB rows near 5 MB and tens of milliseconds."""
+    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    """Rows of a dump chunk at most; how many it has follows from `dump_chunk_s`, and from 32 MB of text."""
+    dump_chunk_s: Annotated[float, Field(gt=0, le=60)] = 0.2
+    """How long reading one chunk of a dump may take; what a crash can repeat, and how long one transaction is open."""
     on_gap: Literal["repair", "stop"] = "repair"
     """What to do when the server no longer has changes that were not captured: `repair` raises an alarm, makes a new
     slot and dumps the tables again; `stop` raises the alarm and waits for a person."""
@@ -185,12 +187,12 @@ class Config(_Model):
     @property
     def lake_catalog(self) -> str:
         """`lake.catalog` with the home folder filled in."""
-        return self.lake.catalog.format(home=self.home)
+        return self.lake.catalog.replace("{home}", str(self.home))
 
     @property
     def lake_data(self) -> str:
         """`lake.data` with the home folder filled in."""
-        return self.lake.data.format(home=self.home)
+        return self.lake.data.replace("{home}", str(self.home))
 
     @property
     def extension_folder(self) -> Path:

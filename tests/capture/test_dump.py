@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaworks.capture.dump import DumpState, Recent, Settled, TableDump, settle, strays
+from deltaworks.capture.dump import DumpState, Settled, TableDump, settle, strays
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.recent import Recent
 from deltaworks.capture.source import Chunk
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.errors import InvariantError

@@ -380,12 +380,12 @@ def test_running_transactions_are_seen_with_their_age(database: Database, source
         (txid,) = writer.execute("select pg_current_xact_id()::text::bigint").fetchone() or (0,)
         (began_at,) = writer.execute("select now()").fetchone() or (None,)
         running = source.running()
-        assert not running.visible_in.sees(txid)
+        assert not running.visible_in.sees(txid, commit=0)
         assert running.next_txid > txid
         assert running.oldest_began_at is not None
         assert running.oldest_began_at <= began_at
         writer.execute("rollback")
-    assert source.running().visible_in.sees(txid)
+    assert source.running().visible_in.sees(txid, commit=0)
 
 
 def test_slot_ahead_of_the_log_is_refused(database: Database, sources: list[PostgresSource]) -> None:

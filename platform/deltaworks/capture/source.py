@@ -35,6 +35,10 @@ class SlotInvalidatedError(TerminalError):
     """The server recycled log that was not captured yet: a named gap that needs a dump."""
 
 
+class DumpBlockedError(RetryableError):
+    """A table cannot be read now, while changes can: its dump rests, the stream goes on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that keeps a source from being captured.
@@ -53,8 +57,11 @@ class Visibility(Protocol):
     def oldest_running(self) -> int:
         """Every transaction below this id had ended when the snapshot was taken."""
 
-    def sees(self, txid: int) -> bool:
-        """Whether the effects of this (top-level, committed) transaction are in the snapshot."""
+    def sees(self, txid: int, *, commit: int) -> bool | None:
+        """Whether the effects of this (top-level, committed) transaction are in the snapshot.
+
+        `commit` is its position (`Lsn.value`). `None` when the server cannot say so exactly.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +86,18 @@ class Chunk:
 
     `rows` is as `schema.row_schema()` says, in key order of the source, and may be empty; `last_key` is the
     key after which the next chunk starts, `None` when the range is exhausted.
+
+    `scanned` rows were looked at and `took_s` is how long that took; under a condition fewer are in `rows`.
+    `absent` is like `rows`, and has nothing but keys: those that were asked for and have no row.
     """
 
     schema: TableSchema
     rows: pa.RecordBatch
     visible_in: Visibility
     last_key: tuple[str, ...] | None
+    scanned: int = 0
+    took_s: float = 0.0
+    absent: pa.RecordBatch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +143,9 @@ class Source(Protocol):
 
     name: str
     chunk_rows: int
-    """Rows of a dump chunk that suit this source."""
+    """Rows of a dump chunk at most."""
+    chunk_s: float
+    """How long reading a chunk may take; its rows follow from that."""
     repairs_gaps: bool
     """Whether a gap is repaired by a dump; otherwise capture stops at it."""
     slot_alarm_bytes: int
@@ -193,11 +208,27 @@ class Source(Protocol):
         after_key: tuple[str, ...] | None,
         up_to_key: tuple[str, ...],
         limit: int,
+        where: str | None = None,
     ) -> Chunk:
-        """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
+        """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys.
+
+        With `where`, a condition in the source's SQL, those of them that it holds for. A chunk of large rows
+        ends early. `last_key`, `chunk`, `rows` and `estimated_rows` may be called in another thread than the
+        rest, one at a time.
+
+        Raises:
+            DumpBlockedError: the table is locked, or a standby cannot be read now.
+        """
 
     def rows(self, table: TableName, *, keys: Sequence[tuple[str, ...]]) -> Chunk:
-        """The rows that have one of these keys (as text, in key order) now; `last_key` is `None`."""
+        """The rows that have one of these keys (as text, in key order) now; `last_key` is `None`.
+
+        Raises:
+            DumpBlockedError: as `chunk`.
+        """
+
+    def interrupt(self) -> None:
+        """End a read that another thread is at, with an error there."""
 
     def running(self) -> Running:
         """The transactions that run now: what a read may miss although the log has it."""

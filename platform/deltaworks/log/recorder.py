@@ -12,22 +12,22 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from deltaworks import faults
+from deltaworks.capture.proof import Proof
 from deltaworks.capture.source import ChangeStream, Slice, Source
 from deltaworks.errors import RetryableError
 from deltaworks.log.change_log import Group, LogFullError, LogReader, LogWriter
+from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import Dumping, OnProgress
 from deltaworks.position import START, Lsn
 
 IDLE_S = 0.25
 """How long one wait for changes lasts; the time a stop takes on an idle source."""
-
-FENCE_POLL_S = 0.05
-"""How often a waiting dump looks whether the transactions before it have ended."""
 
 EMPTY_GROUP_EVERY_S = 10.0
 """How often the log notes a position without changes, so that the source can let go of its own log."""
@@ -53,18 +53,23 @@ class RecordReport:
 
 
 def drain(
-    source: Source, writer: LogWriter, reader: LogReader, *, on_progress: OnProgress | None = None
+    source: Source,
+    writer: LogWriter,
+    reader: LogReader,
+    *,
+    on_progress: OnProgress | None = None,
+    requests: DumpRequests | None = None,
 ) -> RecordReport:
     """Record up to now: dumps are complete, and everything committed before the call is in the log.
 
-    `reader` reads the log that `writer` writes. Works on an idle source too: it writes a mark and
-    waits for that.
+    `reader` reads the log that `writer` writes; `requests` are dumps that were asked for, which end here
+    too unless they are paused. Works on an idle source: it writes a mark and waits for that.
 
     Raises:
         RetryableError: the source is away, its slot is held, or the log is full; a later call goes on.
         TerminalError: the source cannot be captured as it is.
     """
-    run = _Run(source, writer, reader, on_progress=on_progress, stop=None)
+    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=None)
     run.record(until_drained=True)
     return run.report()
 
@@ -76,13 +81,14 @@ def follow(
     *,
     stop: threading.Event,
     on_progress: OnProgress | None = None,
+    requests: DumpRequests | None = None,
 ) -> RecordReport:
     """Record until `stop` is set. Reconnects after a `RetryableError`, with growing pauses.
 
     Raises:
         TerminalError: the source cannot be captured as it is, or the log is lost to another writer.
     """
-    run = _Run(source, writer, reader, on_progress=on_progress, stop=stop)
+    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=stop)
     pause_s = FIRST_RETRY_S
     while not stop.is_set():
         before = run.groups
@@ -106,6 +112,7 @@ class _Run:
         reader: LogReader,
         *,
         on_progress: OnProgress | None,
+        requests: DumpRequests | None,
         stop: threading.Event | None,
     ) -> None:
         self.groups = 0
@@ -113,6 +120,7 @@ class _Run:
         self._writer = writer
         self._reader = reader
         self._on_progress = on_progress
+        self._requests = requests
         self._stop = stop
         self._began_at = time.monotonic()
         self._changes = 0
@@ -125,7 +133,7 @@ class _Run:
         self._start()
         self._source.prepare()
         self._dumping.load(self._writer.end().progress)
-        with self._source.open(resume_after=self._writer.end().position) as stream:
+        with self._source.open(resume_after=self._writer.end().position) as stream, closing(self._dumping):
             self._dumping.recall()
             target = self._write_mark() if until_drained else None
             while not self._is_over(target):
@@ -148,7 +156,11 @@ class _Run:
         self._marks_written = 0
         self._marks_met: set[str] = set()
         self._dumping = Dumping(
-            source=self._source, reader=self._reader, write_mark=self._write_mark, on_progress=self._on_progress
+            source=self._source,
+            reader=self._reader,
+            write_mark=self._write_mark,
+            on_progress=self._on_progress,
+            requests=self._requests,
         )
         self._appended_at = time.monotonic()
 
@@ -160,9 +172,9 @@ class _Run:
         )
 
     def _step(self, stream: ChangeStream) -> None:
-        is_waiting = self._dumping.advance()
+        wait_s = self._dumping.advance()
         has_to_save = self._dumping.is_unsaved and not self._dumping.is_in_flight
-        taken = stream.next(timeout_s=0.0 if has_to_save else FENCE_POLL_S if is_waiting else IDLE_S)
+        taken = stream.next(timeout_s=0.0 if has_to_save else min(wait_s, IDLE_S))
         if taken is None:
             if self._dumping.is_unsaved:
                 self._record_group(stream, Slice(position=self._writer.end().position))
@@ -188,6 +200,7 @@ class _Run:
             previous_position=self._writer.end().position,
             transaction_count=taken.transaction_count,
             progress=self._dumping.to_json(),
+            proof=Proof.of(taken.batches, after=self._writer.end().chain, transaction_count=taken.transaction_count),
         )
         faults.reach("capture.before_append")
         self._append(group, stream)
@@ -195,7 +208,7 @@ class _Run:
         # Only now may the source forget it: append returns when the group is on disk.
         stream.confirm(group.position)
         faults.reach("capture.after_confirm")
-        self._dumping.is_unsaved = False
+        self._dumping.saved()
         self._count(group)
 
     def _append(self, group: Group, stream: ChangeStream) -> None:

@@ -9,8 +9,8 @@ from psycopg import conninfo, errors
 from pydantic import SecretStr
 
 from deltaworks.capture.postgres.types import SESSION_OPTIONS
-from deltaworks.capture.source import SourceNotReadyError, SourceUnreachableError
-from deltaworks.errors import RetryableError, TerminalError
+from deltaworks.capture.source import DumpBlockedError, SourceNotReadyError, SourceUnreachableError
+from deltaworks.errors import TerminalError
 
 CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 5
@@ -32,7 +32,7 @@ _TERMINAL_WORDS = (
 )
 
 
-class TableBusyError(RetryableError):
+class TableBusyError(DumpBlockedError):
     """A table is locked by somebody for longer than a read waits."""
 
 

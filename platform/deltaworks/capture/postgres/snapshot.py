@@ -11,7 +11,7 @@ class Snapshot:
     """What `pg_current_snapshot()` says, with 64-bit ids of top-level transactions.
 
     >>> snapshot = Snapshot.parse("10:14:11,12")
-    >>> [txid for txid in range(9, 16) if snapshot.sees(txid)]
+    >>> [txid for txid in range(9, 16) if snapshot.sees(txid, commit=0)]
     [9, 10, 13]
     """
 
@@ -33,6 +33,6 @@ class Snapshot:
         except ValueError as error:
             raise InvariantError(f"cannot read the snapshot {text!r}; expected e.g. '10:20:10,14'") from error
 
-    def sees(self, txid: int) -> bool:
-        """Whether the effects of this committed transaction are visible."""
+    def sees(self, txid: int, *, commit: int) -> bool:  # noqa: ARG002  commits become visible in any order here
+        """Whether the effects of this committed transaction are visible; where it was committed says nothing."""
         return txid < self.oldest_running or (txid < self.first_unknown and txid not in self.running)

@@ -39,17 +39,21 @@ from deltaworks.config import PostgresConfig
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
 
+INTERRUPT_PATIENCE_S = 5.0
+"""How long to wait until the server has taken note that a read is to end."""
+
 
 class PostgresSource:
     """A `Source` over one PostgreSQL database. Not thread-safe.
 
-    It holds one ordinary connection for reads and marks, opened when first needed and again after
-    it broke, and one replication connection for each open stream.
+    It holds one ordinary connection for questions and marks and one that dumps read over, each opened when
+    first needed and again after it broke, and one replication connection for each open stream.
     """
 
     def __init__(self, name: str, config: PostgresConfig) -> None:
         self.name = name
         self.chunk_rows = config.chunk_rows
+        self.chunk_s = config.dump_chunk_s
         self.repairs_gaps = config.on_gap == "repair"
         self.slot_alarm_bytes = config.slot_alarm_bytes
         self._lease_s = config.lease_s
@@ -61,6 +65,7 @@ class PostgresSource:
             slot=config.slot or f"deltaworks_{name}",
         )
         self._connection: AnyConnection | None = None
+        self._readings: AnyConnection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +134,7 @@ class PostgresSource:
                     replication, query(connection, "slot", slot=self._wanted.slot)[0], self._wanted.slot
                 )
                 following = Snapshot.parse(query(connection, "running")[0]["snapshot"]).first_unknown
-            slots.start_replication(
+            wire = slots.start_replication(
                 replication,
                 source=self.name,
                 slot=self._wanted.slot,
@@ -140,7 +145,7 @@ class PostgresSource:
             replication.close()
             raise
         builder = SliceBuilder(relations=Relations(self._describe), position=start, nearby_xid=following)
-        return PostgresStream(connection=replication, builder=builder, durable=start)
+        return PostgresStream(connection=replication, wire=wire, builder=builder, durable=start)
 
     def renew(self, *, after: Lsn) -> Lsn:
         """Replace the slot by a new one that starts after `after`; its position. What lies between is a gap.
@@ -174,7 +179,7 @@ class PostgresSource:
 
     def last_key(self, table: TableName) -> tuple[str, ...] | None:
         """The largest key now, as text in key order; `None` for an empty table."""
-        with self._asking(f"find the last key of {table}") as connection:
+        with self._reading(f"find the last key of {table}") as connection:
             return reading.last_key(connection, self._describe_now(table, connection))
 
     def chunk(
@@ -184,21 +189,25 @@ class PostgresSource:
         after_key: tuple[str, ...] | None,
         up_to_key: tuple[str, ...],
         limit: int,
+        where: str | None = None,
     ) -> Chunk:
         """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
-
-        def statement(schema: TableSchema) -> reading.Statement:
-            return reading.in_range(schema, after_key=after_key, up_to_key=up_to_key, limit=limit)
-
-        with self._asking(f"read {table}") as connection:
-            return reading.read(connection, table, describe=self._describe_now, statement=statement, limit=limit)
+        within = reading.Range(after_key=after_key, up_to_key=up_to_key, limit=limit, where=where)
+        with self._reading(f"read {table}") as connection:
+            return reading.read_range(
+                connection, table, describe=self._describe_now, see=reading.see_primary, within=within
+            )
 
     def rows(self, table: TableName, *, keys: Sequence[tuple[str, ...]]) -> Chunk:
-        """The rows that have one of these keys now."""
-        with self._asking(f"read {table}") as connection:
-            return reading.read(
-                connection, table, describe=self._describe_now, statement=lambda schema: reading.with_keys(schema, keys)
-            )
+        """The rows that have one of these keys now, and the keys that have none."""
+        with self._reading(f"read {table}") as connection:
+            return reading.read_keys(connection, table, describe=self._describe_now, see=reading.see_primary, keys=keys)
+
+    def interrupt(self) -> None:
+        """End a read that another thread is at, with an error there."""
+        connection = self._readings
+        if connection is not None and not connection.closed:
+            connection.cancel_safe(timeout=INTERRUPT_PATIENCE_S)
 
     def running(self) -> Running:
         """The transactions that run now, and since when."""
@@ -210,7 +219,7 @@ class PostgresSource:
 
     def estimated_rows(self, table: TableName) -> int | None:
         """The statistics' row count; counted where there are none and the table is small."""
-        with self._asking(f"estimate the rows of {table}") as connection:
+        with self._reading(f"estimate the rows of {table}") as connection:
             return reading.estimated_rows(connection, table)
 
     def mark(self, mark_id: str) -> None:
@@ -237,10 +246,11 @@ class PostgresSource:
         return bool(found)
 
     def close(self) -> None:
-        """Let go of the connection; the next call opens a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Let go of the connections; the next call opens a new one."""
+        for connection in (self._connection, self._readings):
+            if connection is not None:
+                connection.close()
+        self._connection = self._readings = None
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[AnyConnection]:
@@ -249,6 +259,14 @@ class PostgresSource:
             self._connection = connect(self._dsn, name=self.name, application=f"deltaworks {self.name}")
         with translated(f"{what} of source {self.name!r}"):
             yield self._connection
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[AnyConnection]:
+        """The connection that dumps read over; theirs alone, so that they may work in another thread."""
+        if self._readings is None or self._readings.closed or self._readings.broken:
+            self._readings = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} dump")
+        with translated(f"{what} of source {self.name!r}"):
+            yield self._readings
 
     def _describe(self, relation: Relation) -> TableSchema | None:
         if TableName(relation.namespace, relation.name) not in self._wanted.tables:
