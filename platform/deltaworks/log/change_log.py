@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from deltaworks.capture.proof import NO_TRANSACTION, Chain, Proof
 from deltaworks.change import ChangeBatch
 from deltaworks.errors import InvariantError, RetryableError, TerminalError
 from deltaworks.position import START, Lsn
@@ -55,6 +56,7 @@ class Group:
     `previous_position`: the `position` of the group before; a broken chain is a lost group.
     `transaction_count`: source transactions in this group.
     `progress`: capture's state after this group, JSON values only.
+    `proof`: what the reader of the source vouches for in it, `None` from writers that read no source.
     """
 
     batches: tuple[ChangeBatch, ...]
@@ -62,6 +64,7 @@ class Group:
     previous_position: Lsn = START
     transaction_count: int = 0
     progress: Mapping[str, Any] = field(default_factory=dict)
+    proof: Proof | None = None
 
     @property
     def change_count(self) -> int:
@@ -75,7 +78,7 @@ class GroupHeader:
 
     `offset` is the first change's, `next_offset` one past the last; `sequence` counts groups from 0 and has no holes.
     `tables` maps a table's full name to its change count. The `txid` and `committed_at` bounds are
-    over the streamed changes (not reads), `None` without any.
+    over the streamed changes (not reads), `None` without any. `proof` is `None` in groups from before there was one.
     """
 
     sequence: int
@@ -91,6 +94,12 @@ class GroupHeader:
     max_committed_at: datetime | None
     appended_at: datetime
     progress: Mapping[str, Any]
+    proof: Proof | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that the next group goes on with; a new one after a group without a proof."""
+        return NO_TRANSACTION if self.proof is None else self.proof.chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +112,14 @@ class StoredGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEnd:
-    """Where the log ends: the next offset, the position reached, and capture's progress there."""
+    """Where the log ends: the next offset, the position reached, and capture's progress and chain there."""
 
     sequence: int
     offset: int
     position: Lsn
     epoch: int
     progress: Mapping[str, Any]
+    chain: Chain = NO_TRANSACTION
 
 
 EMPTY_END = LogEnd(sequence=-1, offset=0, position=START, epoch=0, progress={})
@@ -153,6 +163,7 @@ class LogWriter(Protocol):
 
         Raises:
             BrokenChainError: `group.previous_position` is not where the log ends.
+            BrokenProofError: the group's changes are not as many as its proof says; nothing was written.
             LogFullError: no space; the same call may work later.
             LogFailedError: the sync failed; this writer is dead.
             FencedError: a newer writer took over.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deltaworks.capture.proof import BrokenProofError, Proof
 from deltaworks.change import ChangeBatch
 from deltaworks.log.change_log import BrokenChainError, CorruptLogError, Group, GroupHeader, LogEnd
 from deltaworks.position import START, Lsn
@@ -20,6 +21,7 @@ def next_header(group: Group, *, end: LogEnd, epoch: int, appended_at: datetime)
 
     Raises:
         BrokenChainError: the group does not follow the log's last group.
+        BrokenProofError: it has not as many changes as its proof says.
     """
     if group.previous_position != end.position:
         raise BrokenChainError(
@@ -33,6 +35,12 @@ def next_header(group: Group, *, end: LogEnd, epoch: int, appended_at: datetime)
     tables: Counter[str] = Counter()
     for batch in group.batches:
         tables[str(batch.schema.name)] += len(batch)
+    if group.proof is not None and group.proof.windows.counts != tables:
+        raise BrokenProofError(
+            f"cannot append the group at position {str(group.position)!r}: the reader saw "
+            f"{dict(group.proof.windows.counts)!r}, the group has {dict(tables)!r}; "
+            "changes were lost in between: start capture again at the log's end, and report this"
+        )
     min_txid, max_txid, max_committed_at = _streamed_bounds(group.batches)
     return GroupHeader(
         sequence=end.sequence + 1,
@@ -48,6 +56,7 @@ def next_header(group: Group, *, end: LogEnd, epoch: int, appended_at: datetime)
         max_committed_at=max_committed_at,
         appended_at=appended_at,
         progress=dict(group.progress),
+        proof=group.proof,
     )
 
 
@@ -59,6 +68,7 @@ def end_after(header: GroupHeader) -> LogEnd:
         position=header.position,
         epoch=header.epoch,
         progress=header.progress,
+        chain=header.chain,
     )
 
 
@@ -100,21 +110,27 @@ def encode_header(header: GroupHeader, **more: Any) -> bytes:  # Any: JSON value
     values["previous_position"] = header.previous_position.value
     values["tables"] = dict(header.tables)
     values["progress"] = dict(header.progress)
+    values["proof"] = header.proof and header.proof.to_json()
     values["appended_at"] = header.appended_at.isoformat()
     values["max_committed_at"] = header.max_committed_at and header.max_committed_at.isoformat()
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def decode_header(text: bytes, *more: str) -> tuple[GroupHeader, dict[str, Any]]:  # Any: JSON values
-    """Read what `encode_header` wrote; the `more` keys come back beside the header."""
+    """Read what `encode_header` wrote, or what an older or newer version did; the `more` keys come back beside it.
+
+    What an older version did not write has its default. What a newer one added is passed over: it would have
+    raised the format if the rest meant something else because of it.
+    """
     values: dict[str, Any] = json.loads(text)
     rest = {name: values.pop(name) for name in more}
     values["position"] = Lsn(values["position"])
     values["previous_position"] = Lsn(values["previous_position"])
     values["appended_at"] = datetime.fromisoformat(values["appended_at"])
+    values["proof"] = Proof.from_json(values["proof"]) if values.get("proof") else None
     committed_at = values["max_committed_at"]
     values["max_committed_at"] = committed_at and datetime.fromisoformat(committed_at)
-    return GroupHeader(**values), rest
+    return GroupHeader(**{name: value for name, value in values.items() if name in _FIELDS}), rest
 
 
 def _streamed_bounds(batches: tuple[ChangeBatch, ...]) -> tuple[int | None, int | None, datetime | None]:
