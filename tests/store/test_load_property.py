@@ -1,5 +1,6 @@
 """However changes are cut into groups, slices and loads, the lake is the fold of all of them."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,60 @@ def test_windows_applied_in_order_give_the_fold(memory, new_changes, history, da
         order = data.draw(st.permutations(range(len(batch))) | st.just(range(len(batch))), label="order")
         target.apply([ChangeBatch(batch.schema, batch.rows.take(pa.array(order)))])
         assert rows_of(memory, "memory.app.pair") == expected.seen
+
+
+def with_texts(batch: ChangeBatch) -> ChangeBatch:
+    """The same changes when the columns cannot hold key part 'b', longer texts and lists of two."""
+    rows = batch.rows.to_pylist()
+    for row in rows:
+        texts = {}
+        if row["part"] == "b":
+            row["part"], texts["part"] = None, "b"
+        if row["_old_key"] and row["_old_key"]["part"] == "b":
+            row["_old_key"]["part"], texts["_old_key.part"] = None, "b"
+        if len(row["left"] or "") > 1:
+            texts["left"], row["left"] = row["left"], None
+        if len(row["right"] or ()) > 1:
+            texts["right"], row["right"] = json.dumps(row["right"]), None
+        row["_as_text"] = texts or None
+    return ChangeBatch.from_arrow(pa.RecordBatch.from_pylist(rows, schema=batch.rows.schema))
+
+
+def rows_with_texts(connection) -> dict[Key, tuple[int, dict[str, Any]]]:
+    present = {name for (name, *_) in connection.execute("describe memory.app.pair").fetchall()}
+    number, part, commit, left, right = ('"number"', '"part"', '"_commit"', '"left"', '"right"')
+    texts = [f'"_as_text_{name}"' if f"_as_text_{name}" in present else "null" for name in ("part", "left", "right")]
+    select = f"select {number}, {part}, {commit}, {left}, {right}, {', '.join(texts)} from memory.app.pair"
+    found = {}
+    for number, part, commit, left, right, part_text, left_text, right_text in connection.execute(select).fetchall():
+        assert all(value is None for value, text in ((part, part_text), (left, left_text), (right, right_text)) if text)
+        key = (number, part or part_text)
+        assert key not in found, "a key has two rows"
+        found[key] = (
+            commit,
+            {
+                "left": left if left_text is None else left_text,
+                "right": right if right_text is None else json.loads(right_text),
+            },
+        )
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(history=histories(), data=st.data())
+def test_values_that_their_columns_cannot_hold_are_folded_as_others_are(memory, new_changes, history, data):
+    expected, changes = Fold(), new_changes(TABLE)
+    memory.execute("drop schema if exists app cascade")
+    target = Tables(memory, database="memory", schema="app")
+    transactions = numbered(history)
+    while transactions:
+        count = data.draw(st.integers(1, len(transactions)), label="transactions in the window")
+        window, transactions = transactions[:count], transactions[count:]
+        for at, each in window:
+            for change in each:
+                expected.apply(at, change)
+        target.apply([with_texts(changes.batch(window))])
+        assert rows_with_texts(memory) == expected.seen
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
