@@ -9,11 +9,13 @@ import time
 
 import psycopg
 import structlog
-from psycopg import errors, pq, sql
+from psycopg import errors, sql
 
 from deltaworks.capture.continuity import SlotHealth
+from deltaworks.capture.postgres import wire
 from deltaworks.capture.postgres.catalog import AnyConnection, CatalogRow, query
 from deltaworks.capture.postgres.connect import translated
+from deltaworks.capture.postgres.wire import Wire
 from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.source import SlotInvalidatedError
 from deltaworks.errors import RetryableError, TerminalError
@@ -140,8 +142,8 @@ def check_history(
 
 def start_replication(
     connection: psycopg.Connection[tuple[object, ...]], *, source: str, slot: str, publication: str, start: Lsn
-) -> None:
-    """Put a replication connection into COPY mode, streaming what was committed after `start`.
+) -> Wire:
+    """Stream over a replication connection what was committed after `start`.
 
     Raises:
         SlotHeldError: another reader is on the slot.
@@ -151,20 +153,18 @@ def start_replication(
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(published))
-    result = connection.pgconn.exec_(command.as_bytes(connection))
-    if result.status == pq.ExecStatus.COPY_BOTH:
-        connection.pgconn.nonblocking = 1
-        return
-    error = errors.error_from_result(result)
-    if isinstance(error, errors.ObjectInUse):
+    try:
+        return wire.start(connection, command.as_bytes(connection))
+    except errors.ObjectInUse as error:
         # The server names the process that is on it.
         raise SlotHeldError(f"cannot read slot {slot!r}: {error.diag.message_primary}") from error
-    if isinstance(error, errors.ObjectNotInPrerequisiteState):
+    except errors.ObjectNotInPrerequisiteState as error:
         raise SlotInvalidatedError(
             f"cannot read slot {slot!r}: {error.diag.message_primary}; a new slot and a dump of the tables mend it"
         ) from error
-    with translated(f"start replication of source {source!r}"):
-        raise error
+    except psycopg.Error as error:
+        with translated(f"start replication of source {source!r}"):
+            raise error
 
 
 def keep_on_standbys(connection: psycopg.Connection[tuple[object, ...]], slot: CatalogRow, name: str) -> None:
