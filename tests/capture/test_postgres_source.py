@@ -396,7 +396,9 @@ def test_slot_ahead_of_the_log_is_refused(database: Database, sources: list[Post
         early = up_to_mark(source, stream)[-1].position
         database.execute("insert into t values (2)")
         stream.confirm(up_to_mark(source, stream)[-1].position)
-    with pytest.raises(SlotInvalidatedError, match=rf"resume after {early}: slot .* is ahead at 0/.* new slot and a dump"):
+    with pytest.raises(
+        SlotInvalidatedError, match=rf"resume after {early}: slot .* is ahead at 0/.* new slot and a dump"
+    ):
         source.open(resume_after=early)
 
 

@@ -384,7 +384,7 @@ def test_slot_ahead_of_the_log_stops_capture(
     database: Database, log: MemoryLog, sources: Callable[..., PostgresSource]
 ) -> None:
     database.execute("create table t (id int primary key)")
-    source = sources("t")
+    source = sources("t", on_gap="stop")
     record(log, source)
     database.execute(
         "insert into t values (1)",
@@ -398,7 +398,7 @@ def test_slot_that_is_gone_is_never_replaced_in_silence(
     database: Database, log: MemoryLog, sources: Callable[..., PostgresSource]
 ) -> None:
     database.execute("create table t (id int primary key)")
-    source = sources("t")
+    source = sources("t", on_gap="stop")
     record(log, source)
     database.execute(f"select pg_drop_replication_slot('deltaworks_{database.name}')", "insert into t values (1)")
     with pytest.raises(SlotInvalidatedError):

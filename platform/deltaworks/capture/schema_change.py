@@ -166,7 +166,8 @@ class SchemaChange:
 
     `old` is `None` for a table that is new to the log, `new` for one that is gone. Both are columns with
     the source's own type names. `needs_dump` says why the rows are read again, `None` where the stream has
-    it all. With `may_lose_rows` rows may have gone without a change.
+    it all. With `may_lose_rows` rows may have gone without a change; `is_another` says that the table was made anew,
+    `is_rekeyed` that rows are known by other columns now.
     """
 
     table: TableName
@@ -176,6 +177,8 @@ class SchemaChange:
     new: Mapping[str, str] | None
     needs_dump: str | None = None
     may_lose_rows: bool = False
+    is_another: bool = False
+    is_rekeyed: bool = False
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -188,6 +191,8 @@ class SchemaChange:
             new=stored["new"],
             needs_dump=stored["needs_dump"],
             may_lose_rows=stored["may_lose_rows"],
+            is_another=stored["is_another"],
+            is_rekeyed=stored["is_rekeyed"],
         )
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -200,6 +205,8 @@ class SchemaChange:
             "new": None if self.new is None else dict(self.new),
             "needs_dump": self.needs_dump,
             "may_lose_rows": self.may_lose_rows,
+            "is_another": self.is_another,
+            "is_rekeyed": self.is_rekeyed,
         }
 
     @property
@@ -341,6 +348,8 @@ def _change(
         new=None if new is None else new.types,
         needs_dump="; ".join(reasons) if reasons else None,
         may_lose_rows=may_lose_rows,
+        is_another=old is not None and new is not None and old.identity != new.identity,
+        is_rekeyed=old is not None and new is not None and old.key != new.key,
     )
 
 

@@ -6,25 +6,36 @@
 Whatever line the process dies on, the log ends at a whole group, and the group holds the position
 and the cursors of all dumps: one write. The source is confirmed only after that write returned, so
 the worst a crash does is that the last chunk is read once more.
+
+Where the source no longer has what comes next (`SlotInvalidatedError`), that is a gap with a name. It is said
+aloud, stored, and repaired: a new slot, a dump of every table, deletes of the rows that are gone. Where the
+catalog shows a change that the stream cannot (see `capture.schema_change`), the table is dumped again.
 """
 
 import threading
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import structlog
 
 from deltaworks import faults
+from deltaworks.capture.continuity import Gap, SourceLease
 from deltaworks.capture.proof import Proof
-from deltaworks.capture.source import ChangeStream, Slice, Source
+from deltaworks.capture.schema_change import SchemaChange
+from deltaworks.capture.source import ChangeStream, Slice, SlotInvalidatedError, Source
+from deltaworks.change import READ
 from deltaworks.errors import RetryableError
-from deltaworks.log.change_log import Group, LogFullError, LogReader, LogWriter
+from deltaworks.log.change_log import Group, LogEnd, LogFullError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import Dumping, OnProgress
+from deltaworks.log.sweep import Sweep
+from deltaworks.log.watch import Watch
 from deltaworks.position import START, Lsn
+from deltaworks.schema import TableName
 
 IDLE_S = 0.25
 """How long one wait for changes lasts; the time a stop takes on an idle source."""
@@ -82,13 +93,17 @@ def follow(
     stop: threading.Event,
     on_progress: OnProgress | None = None,
     requests: DumpRequests | None = None,
+    lease: SourceLease | None = None,
 ) -> RecordReport:
     """Record until `stop` is set. Reconnects after a `RetryableError`, with growing pauses.
 
+    With a `lease`, it is asked for before every connection, and nothing is appended after it is known to be lost.
+
     Raises:
+        LeaseLostError: another reader took over; everything up to the log's end is safe.
         TerminalError: the source cannot be captured as it is, or the log is lost to another writer.
     """
-    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=stop)
+    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=stop, lease=lease)
     pause_s = FIRST_RETRY_S
     while not stop.is_set():
         before = run.groups
@@ -114,8 +129,10 @@ class _Run:
         on_progress: OnProgress | None,
         requests: DumpRequests | None,
         stop: threading.Event | None,
+        lease: SourceLease | None = None,
     ) -> None:
         self.groups = 0
+        self._lease = lease
         self._source = source
         self._writer = writer
         self._reader = reader
@@ -131,10 +148,20 @@ class _Run:
     def record(self, *, until_drained: bool) -> None:
         """Record over one connection until drained, stopped, or an error ends it."""
         self._start()
-        self._source.prepare()
-        self._dumping.load(self._writer.end().progress)
-        with self._source.open(resume_after=self._writer.end().position) as stream, closing(self._dumping):
+        if self._lease is not None:
+            self._lease.check()
+        end = self._writer.end()
+        self._source.prepare(with_slot=end.sequence < 0)
+        tables = [schema.name for schema in self._source.tables()]
+        self._dumping.load(end.progress)
+        self._watch.load(end.progress)
+        self._sweep.load(end.progress, tables=tables)
+        with self._open(end) as stream, closing(self._dumping):
+            if self._begins_at > end.position:
+                # The gap is in the log before anything behind it can be.
+                self._record_group(stream, Slice(position=self._begins_at))
             self._dumping.recall()
+            self._watch.look(at_once=True)
             target = self._write_mark() if until_drained else None
             while not self._is_over(target):
                 self._step(stream)
@@ -162,25 +189,81 @@ class _Run:
             on_progress=self._on_progress,
             requests=self._requests,
         )
+        self._watch = Watch(source=self._source, reader=self._reader, write_mark=self._write_mark)
+        self._sweep = Sweep(reader=self._reader)
+        self._begins_at = START
         self._appended_at = time.monotonic()
+
+    def _open(self, end: LogEnd) -> AbstractContextManager[ChangeStream]:
+        """The stream after the log's end, or a repair of what the source no longer has."""
+        try:
+            return self._source.open(resume_after=end.position, known=self._watch.known)
+        except SlotInvalidatedError as error:
+            logger.error("changes of the source were missed", source=self._source.name, error=str(error))
+            if not self._source.repairs_gaps:
+                raise
+            self._begin_anew(end, str(error))
+        return self._source.open(resume_after=START)
+
+    def _begin_anew(self, end: LogEnd, reason: str) -> None:
+        self._begins_at = self._source.renew(after=end.position)
+        gap = Gap(since=end.position, until=self._begins_at, reason=reason, noticed_at=datetime.now(UTC))
+        changes = {change.table: change for change in self._watch.begin_anew(gap if end.sequence >= 0 else None)}
+        survey = self._watch.known
+        if survey is not None and end.sequence >= 0:
+            for table in survey.tables:
+                self._redump(table, reason="changes were missed", since=survey.position, change=changes.get(table))
+
+    def _redump(self, table: TableName, *, reason: str, since: Lsn, change: SchemaChange | None) -> None:
+        self._dumping.restart(table, reason)
+        self._sweep.owe(table, since=since, is_another=change is not None and change.is_another)
+
+    def _follow_schema(self, position: Lsn) -> None:
+        """Dump again what changed in a way that the stream does not show."""
+        for change in self._watch.settle(position):
+            if change.needs_dump and change.may_lose_rows:
+                self._redump(change.table, reason=change.needs_dump, since=change.position, change=change)
+            elif change.needs_dump:
+                self._dumping.restart(change.table, change.needs_dump)
+            elif change.is_rekeyed and not self._dumping.is_table_done(change.table):
+                self._dumping.restart(change.table, "its key changed while it was dumped")
+
+    def _sweep_some(self, stream: ChangeStream) -> bool:
+        """Read on for the deletes that are owed, and append them; whether it did anything."""
+        end = self._writer.end()
+        if self._is_unsaved or not self._sweep.is_due(end.position, is_done=self._dumping.is_table_done):
+            return False
+        if self._sweep.step(up_to_sequence=end.sequence):
+            current = {schema.name: schema for schema in self._source.tables()}
+            batches = self._sweep.deletes(current, position=end.position, committed_at=datetime.now(UTC))
+            self._watch.close_gaps()
+            self._record_group(stream, Slice(batches=batches, position=end.position))
+        return True
+
+    @property
+    def _is_unsaved(self) -> bool:
+        return self._dumping.is_unsaved or self._watch.is_unsaved
 
     def _is_over(self, target: str | None) -> bool:
         if self._stop is not None and self._stop.is_set():
             return True
-        return (
-            target is not None and target in self._marks_met and self._dumping.is_done and not self._dumping.is_unsaved
-        )
+        is_settled = self._watch.is_settled and self._dumping.is_done and not self._sweep.is_owed
+        return target is not None and target in self._marks_met and is_settled and not self._is_unsaved
 
     def _step(self, stream: ChangeStream) -> None:
+        self._watch.look()
+        is_sweeping = self._sweep_some(stream)
         wait_s = self._dumping.advance()
-        has_to_save = self._dumping.is_unsaved and not self._dumping.is_in_flight
-        taken = stream.next(timeout_s=0.0 if has_to_save else min(wait_s, IDLE_S))
+        has_to_save = self._is_unsaved and not self._dumping.is_in_flight
+        taken = stream.next(timeout_s=0.0 if has_to_save or is_sweeping else min(wait_s, IDLE_S))
         if taken is None:
-            if self._dumping.is_unsaved:
+            if self._is_unsaved:
                 self._record_group(stream, Slice(position=self._writer.end().position))
             return
         for batch in taken.batches:
+            self._watch.note(batch, position=taken.position)
             self._dumping.remember(batch)
+        self._follow_schema(taken.position)
         reads = self._dumping.settle(taken)
         if taken.mark is not None:
             self._marks_met.add(taken.mark)
@@ -191,16 +274,20 @@ class _Run:
         """Whether a slice without changes is worth a group of its own."""
         is_due = time.monotonic() - self._appended_at >= EMPTY_GROUP_EVERY_S
         # A mark of ours settles a chunk or ends a drain; one of somebody else means that they wait for it.
-        return self._dumping.is_unsaved or is_due or taken.mark is not None or taken.is_awaited
+        return self._is_unsaved or is_due or taken.mark is not None or taken.is_awaited
 
     def _record_group(self, stream: ChangeStream, taken: Slice) -> None:
+        if self._lease is not None and not self._lease.is_held():
+            self._lease.check()
+        end = self._writer.end()
+        watched = self._watch.to_json(sequence=end.sequence + 1)
         group = Group(
             batches=taken.batches,
             position=taken.position,
-            previous_position=self._writer.end().position,
+            previous_position=end.position,
             transaction_count=taken.transaction_count,
-            progress=self._dumping.to_json(),
-            proof=Proof.of(taken.batches, after=self._writer.end().chain, transaction_count=taken.transaction_count),
+            progress=self._dumping.to_json() | watched | self._sweep.to_json(),
+            proof=Proof.of(taken.batches, after=end.chain, transaction_count=taken.transaction_count),
         )
         faults.reach("capture.before_append")
         self._append(group, stream)
@@ -209,6 +296,7 @@ class _Run:
         stream.confirm(group.position)
         faults.reach("capture.after_confirm")
         self._dumping.saved()
+        self._watch.saved(sequence=end.sequence + 1)
         self._count(group)
 
     def _append(self, group: Group, stream: ChangeStream) -> None:
@@ -239,7 +327,7 @@ class _Run:
         self._appended_at = time.monotonic()
         self._transactions += group.transaction_count
         for batch in group.batches:
-            if batch.rows.column("_op")[0].as_py() == "r":
+            if batch.rows.column("_op")[0].as_py() == READ:
                 name = str(batch.schema.name)
                 self._reads[name] = self._reads.get(name, 0) + len(batch)
             else:

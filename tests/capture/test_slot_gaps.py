@@ -1,0 +1,135 @@
+"""Gaps over a real server: named, never silent, and repaired down to the rows that were deleted."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from capture.replaying import gaps, headers, record, replay, table_of
+from servers.postgres import Database
+
+from deltaworks import faults
+from deltaworks.capture.postgres.slot import AnotherDatabaseError
+from deltaworks.capture.postgres.source import PostgresSource
+from deltaworks.log.memory import MemoryLog
+from deltaworks.testing.postgres import PostgresServer
+
+Sources = Callable[..., PostgresSource]
+
+SETUP = (
+    "create table t (id int primary key, v text)",
+    "insert into t select g, 'v' || g from generate_series(1, 60) g",
+)
+MISSED = ("delete from t where id <= 20", "update t set v = 'new' where id = 30", "insert into t values (100, 'new')")
+
+
+class Crash(Exception):  # noqa: N818  it stands for the death of the process
+    """The process dies here."""
+
+
+@pytest.fixture
+def sources(database: Database) -> Iterator[Sources]:
+    """Makes sources over the test's database and closes them."""
+    opened: list[PostgresSource] = []
+
+    def source(*tables: str, **config: object) -> PostgresSource:
+        opened.append(database.source(*tables, **config))
+        return opened[-1]
+
+    yield source
+    for each in opened:
+        each.close()
+
+
+def test_slot_that_is_gone_is_a_named_gap_that_is_repaired(database: Database, sources: Sources) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    reached = log.reader().end().position
+    database.execute(f"select pg_drop_replication_slot('deltaworks_{database.name}')", *MISSED)
+    record(log, sources("t", chunk_rows=3))
+    assert replay(log, "t") == table_of(database, "t")
+    (reason,) = gaps(log)
+    assert "is gone" in reason
+    first = next(header for header in headers(log) if header.progress["gaps"])
+    assert first.progress["gaps"][0]["since"] == reached.value
+    assert first.position.value == first.progress["gaps"][0]["until"]
+    assert not log.reader().end().progress["gaps"], "the alarm ends when all is repaired"
+    assert not record(log, sources("t")).reads
+
+
+def test_slot_that_somebody_moved_is_a_named_gap_that_is_repaired(database: Database, sources: Sources) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    database.execute(*MISSED, f"select pg_replication_slot_advance('deltaworks_{database.name}', pg_current_wal_lsn())")
+    record(log, sources("t"))
+    assert replay(log, "t") == table_of(database, "t")
+    assert "is ahead at" in gaps(log)[0]
+
+
+def test_publication_made_anew_is_a_named_gap_that_is_repaired(database: Database, sources: Sources) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    database.execute(f"drop publication deltaworks_{database.name}", *MISSED)
+    record(log, sources("t"))
+    assert replay(log, "t") == table_of(database, "t")
+    assert "publication was dropped and made anew" in gaps(log)[0]
+
+
+@pytest.mark.parametrize("step", ["capture.before_append", "capture.after_append", "dump.after_mark"])
+def test_repair_that_dies_is_taken_up_again(database: Database, sources: Sources, step: str) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    database.execute(f"select pg_drop_replication_slot('deltaworks_{database.name}')", *MISSED)
+
+    def crash() -> None:
+        raise Crash
+
+    for attempt in range(4):
+        passed = iter(range(100))
+        faults.arm(step, lambda passed=passed, attempt=attempt: crash() if next(passed) == attempt else None)  # type: ignore[misc]
+        with pytest.raises(Crash):
+            record(log, sources("t", chunk_rows=3))
+    faults.disarm()
+    record(log, sources("t", chunk_rows=3))
+    assert replay(log, "t") == table_of(database, "t")
+    assert gaps(log)
+    assert not log.reader().end().progress["gaps"]
+
+
+@pytest.mark.server
+def test_log_that_the_server_recycled_is_a_named_gap_that_is_repaired(
+    server_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    settings = {"fsync": "off", "max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    binaries = request.config.getoption("--postgres-binaries")
+    with PostgresServer.start(server_folder / "recycling", settings=settings, binaries=binaries) as server:
+        database, log = Database(server, "postgres"), MemoryLog()
+        database.execute(*SETUP)
+        with database.source("t") as source:
+            record(log, source)
+        database.execute(*MISSED)
+        for _ in range(6):
+            database.execute("select pg_logical_emit_message(false, 'x', repeat('x', 16000000))", "checkpoint")
+        assert database.rows("select wal_status from pg_replication_slots") == [("lost",)]
+        with database.source("t") as source:
+            record(log, source)
+        assert replay(log, "t") == table_of(database, "t")
+        assert "the server recycled log" in gaps(log)[0]
+
+
+@pytest.mark.server
+def test_another_database_cluster_is_refused_whatever_its_slot_says(
+    database: Database, sources: Sources, server_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    binaries = request.config.getoption("--postgres-binaries")
+    with PostgresServer.start(server_folder / "another", settings={"fsync": "off"}, binaries=binaries) as server:
+        another = Database(server, "postgres")
+        another.execute(*SETUP)
+        with another.source("t") as source, pytest.raises(AnotherDatabaseError, match=r"cluster '.*' and .* leads to"):
+            record(log, source)
