@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
@@ -17,6 +17,9 @@ from rich.table import Table
 from deltaworks import config as configuration
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
+
+if TYPE_CHECKING:
+    from deltaworks.operate import DumpStatus
 
 app = typer.Typer(
     name="deltaworks",
@@ -82,6 +85,73 @@ def capture(source: SourceName, until_now: UntilNow = False, config: ConfigFile 
 
 
 @app.command()
+def dump(
+    source: SourceName,
+    tables: Annotated[list[str] | None, typer.Argument(help="Captured tables; all when none is named.")] = None,
+    *,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keys",
+            help="Read the rows of these keys of one table: 5,77,1000, or @FILE with one key on each line. "
+            "A key of several columns is given whole: --keys 7,a --keys 8,b.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="Read the rows of one table for which this SQL condition holds.")
+    ] = None,
+    is_status: Annotated[bool, typer.Option("--status", help="Show dumps under way and ended ones.")] = False,
+    pause: Annotated[str | None, typer.Option("--pause", metavar="ID", help="Pause a dump.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="ID", help="Go on with a paused dump.")] = None,
+    cancel: Annotated[
+        str | None, typer.Option("--cancel", metavar="ID", help="End a dump; what it read stays.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask for the dump and return.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Read existing rows of SOURCE into its change log again: all tables, some, some keys, or by a condition.
+
+    A running capture service does it beside its stream; without one this command does. Ctrl-C stops waiting,
+    not the service's dump.
+    """
+    from deltaworks import operate
+    from deltaworks.log.dump_requests import Wanted
+
+    settings = _load(config)
+    for dump_id, wanted in ((pause, Wanted.PAUSE), (resume, Wanted.RUN), (cancel, Wanted.CANCEL)):
+        if dump_id is not None:
+            operate.want(settings, source, dump_id, wanted)
+            return
+    if is_status:
+        _print_dumps(operate.dumps(settings, source))
+        return
+    named = tables or []
+    asked = operate.parse_keys(settings, source, named[0], keys) if keys and named else []
+    if keys and not asked:
+        raise typer.BadParameter("give one table and at least one key", param_hint="--keys")
+    if no_wait:
+        out.print(operate.ask(settings, source, named, keys=asked, where=where), highlight=False)
+        return
+    with _bars() as bars:
+        dumped = operate.dump(
+            settings,
+            source,
+            named,
+            keys=asked,
+            where=where,
+            on_asked=lambda dump_id: err.print(f"dump {dump_id}", highlight=False),
+            on_progress=lambda table: bars(f"dump {table.table}", table.done, table.total or table.done),
+        )
+    out.print(dumped.summary, highlight=False)
+    for key in dumped.outcome.missing:
+        out.print(f"not found: {','.join(key)}", markup=False, highlight=False)
+    for name in dumped.outcome.unknown_tables:
+        out.print(f"not captured: {name}", markup=False, highlight=False)
+    if dumped.outcome.missing or dumped.outcome.unknown_tables:
+        raise typer.Exit(1)
+
+
+@app.command()
 def process(app_name: AppName, until_now: UntilNow = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Run the app APP_NAME over its source's log, until stopped."""
     from deltaworks import operate
@@ -138,6 +208,18 @@ def status(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 def _load(path: Path) -> Config:
     return configuration.load(path, environment=os.environ)
+
+
+def _print_dumps(dumps: Sequence["DumpStatus"]) -> None:
+    table = Table("dump", "asked at", "state", "tables")
+    for dump in dumps:
+        lines = [each.summary for each in dump.tables]
+        if dump.outcome is not None:
+            lines = [f"{name}: {rows:,} rows" for name, rows in dump.outcome.rows.items()]
+            lines += [f"{len(dump.outcome.missing):,} keys not found"] if dump.outcome.missing else []
+            lines += [dump.outcome.error] if dump.outcome.error else []
+        table.add_row(dump.id, f"{dump.asked_at:%F %T}", dump.state, "\n".join(lines))
+    out.print(table)
 
 
 def _stop_on_signal() -> threading.Event:

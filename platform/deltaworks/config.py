@@ -176,6 +176,10 @@ class Config(_Model):
         """The change log of a source, or of an app that writes to the lake."""
         return self.home / "log" / name
 
+    def dump_folder(self, source: str) -> Path:
+        """The requests for dumps of a source, and how they ended."""
+        return self.home / "dumps" / source
+
     def app_folder(self, app: str) -> Path:
         """Checkpoint and state of an app."""
         return self.home / "process" / app

@@ -5,6 +5,7 @@
 | `check`    | everything that keeps a source from being captured is listed               |
 | `capture`  | everything committed before the call is in the change log                  |
 | `process`  | the app has seen the log as of the call; its documents are in its sinks    |
+| `dump`     | existing rows were read and are in the log: of tables, of keys, of a condition |
 | `load`     | the lake holds a log's state at its end, in one commit                     |
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
@@ -22,6 +23,18 @@ from deltaworks.operate.app import (
     lake_tables_of,
     process,
     tables_read_by,
+)
+from deltaworks.operate.dump import (
+    Dumped,
+    DumpFailedError,
+    DumpPausedError,
+    DumpStatus,
+    TableProgress,
+    ask,
+    dump,
+    dumps,
+    parse_keys,
+    want,
 )
 from deltaworks.operate.lake import (
     LakeMovedError,
@@ -43,6 +56,10 @@ from deltaworks.operate.progress import Behind, StatusRow, behind, status
 __all__ = [
     "Behind",
     "Captured",
+    "DumpFailedError",
+    "DumpPausedError",
+    "DumpStatus",
+    "Dumped",
     "LakeMovedError",
     "Loaded",
     "LoadedTable",
@@ -50,11 +67,15 @@ __all__ = [
     "Processed",
     "ServiceSlowError",
     "StatusRow",
+    "TableProgress",
+    "ask",
     "behind",
     "capture",
     "check",
     "describe_models",
     "document_lineage",
+    "dump",
+    "dumps",
     "expect",
     "follow_capture",
     "follow_process",
@@ -62,10 +83,12 @@ __all__ = [
     "lake_tables_of",
     "load",
     "open_lake",
+    "parse_keys",
     "process",
     "release",
     "released",
     "status",
     "tables_read_by",
     "verify",
+    "want",
 ]

@@ -14,6 +14,7 @@ from deltaworks.capture.source import Finding, Source
 from deltaworks.config import Config
 from deltaworks.log import recorder
 from deltaworks.log.change_log import FencedError, LogReader
+from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import DumpProgress
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.operate.lease import leased, wait_until, warm_up
@@ -59,7 +60,7 @@ def capture(config: Config, source: str, *, on_progress: OnProgress | None = Non
     reader = LocalLogReader(folder)
     before = reader.end()
     with opened(config, source) as database:
-        captured_by = _bring_to_now(database, folder, reader, on_progress)
+        captured_by = _bring_to_now(database, folder, reader, on_progress, DumpRequests(config.dump_folder(source)))
         schemas = database.tables()
     end = reader.end()
     return Captured(
@@ -78,13 +79,13 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     Raises:
         TerminalError: a person has to act; everything up to the log's end is safe.
     """
-    folder = config.log_folder(source)
+    folder, requests = config.log_folder(source), DumpRequests(config.dump_folder(source))
     warm_up()
     with leased(lambda: LocalLogWriter.open(folder), FencedError, stop=stop) as writer:
         if writer is None:
             return
         with opened(config, source) as database:
-            recorder.follow(database, writer, LocalLogReader(folder), stop=stop)
+            recorder.follow(database, writer, LocalLogReader(folder), stop=stop, requests=requests)
 
 
 @contextmanager
@@ -94,14 +95,16 @@ def opened(config: Config, source: str) -> Iterator[Source]:
         yield database
 
 
-def _bring_to_now(database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None) -> str:
+def _bring_to_now(
+    database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None, requests: DumpRequests
+) -> str:
     try:
         writer = LocalLogWriter.open(folder)
     except FencedError:
         _wait_for_service(database, reader)
         return "the capture service"
     with writer:
-        recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress))
+        recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress), requests=requests)
     return "this run"
 
 
