@@ -377,6 +377,8 @@ class Dumping:
 
     def _start_read(self, part: Part) -> None:
         repaired = None if part.cursor.state is DumpState.WAITING else part.keys_to_repair()
+        if part.cursor.state is not DumpState.WAITING:
+            faults.reach("dump.before_select")
         future = self._pool.submit(_read, self.source, replace(part), repaired)
         self._read = _Read(part=part, repaired=repaired, future=future, began_at=time.monotonic())
 

@@ -269,6 +269,8 @@ class _Run:
             self._marks_met.add(taken.mark)
         if taken.batches or reads or self._must_note(taken):
             self._record_group(stream, replace(taken, batches=(*taken.batches, *reads)))
+        if reads:
+            faults.reach("dump.after_emit")
 
     def _must_note(self, taken: Slice) -> bool:
         """Whether a slice without changes is worth a group of its own."""
