@@ -43,7 +43,7 @@ def refuse_taken(wanted: Mapping[str, int]) -> None:
     Raises:
         PortTakenError: with every port that is in use.
     """
-    taken = [f"{port} ({name})" for name, port in wanted.items() if _is_taken(port)]
+    taken = [f"{port} ({name})" for name, port in wanted.items() if is_taken(port)]
     if taken:
         raise PortTakenError(
             f"cannot start: in use on 127.0.0.1: {', '.join(taken)}; "
@@ -72,7 +72,8 @@ def main() -> int:
     return 0
 
 
-def _is_taken(port: int) -> bool:
+def is_taken(port: int) -> bool:
+    """Whether something listens on that port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -23,7 +23,7 @@ class ServiceFailedError(TerminalError):
 
 
 class Services:
-    """The children of one demo. Leaving the block stops them in reverse order, whatever happened."""
+    """The children of one demo. Leaving the block stops them, the first one last, whatever happened."""
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
         """Write each child's output to `folder/NAME.log`; children see this environment and ours."""
@@ -38,8 +38,13 @@ class Services:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in reversed(list(self._children)):
-            self.stop(name)
+        first, *others = self._children or [""]
+        # All at once: each ends its work within seconds, one after the other they would take their sum.
+        for names in (others, [first] if first else []):
+            for name in names:
+                self._ask_to_end(name)
+            for name in names:
+                self._wait_for_end(name)
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a child in a process group of its own, so that its own children end with it."""
@@ -63,42 +68,44 @@ class Services:
         while not until():
             if self._children[name].poll() is not None:
                 raise ServiceFailedError(
-                    f"{name!r} ended with code {self._children[name].returncode}:\n{self._tail(name)}"
+                    f"{name!r} ended with code {self._children[name].returncode}:\n{self.tail(name)}"
                 )
             if time.monotonic() > deadline:
-                raise ServiceFailedError(f"{name!r} was not ready after {timeout_s:.0f} s:\n{self._tail(name)}")
+                raise ServiceFailedError(f"{name!r} was not ready after {timeout_s:.0f} s:\n{self.tail(name)}")
             time.sleep(0.05)
 
-    def finished(self, name: str) -> bool:
-        """Whether the child ended well.
+    def refuse_ended(self) -> None:
+        """Check that all children still run.
 
         Raises:
-            ServiceFailedError: it ended with another code than 0.
+            ServiceFailedError: one of them ended.
         """
-        code = self._children[name].poll()
-        if code not in (None, 0):
-            raise ServiceFailedError(f"{name!r} ended with code {code}:\n{self._tail(name)}")
-        return code == 0
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                raise ServiceFailedError(f"{name!r} ended with code {child.returncode}:\n{self.tail(name)}")
 
     def output(self, name: str) -> Path:
         """The file with what the child wrote."""
         return self._folder / f"{name}.log"
 
-    def stop(self, name: str) -> None:
-        """End the child: first politely, its whole group by force after `STOP_WAIT_S`."""
+    def tail(self, name: str, *, lines: int = 15) -> str:
+        """The last lines that the child wrote."""
+        text = self.output(name).read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(f"    {line}" for line in text)
+
+    def _ask_to_end(self, name: str) -> None:
+        if self._children[name].poll() is None:
+            self._children[name].send_signal(signal.SIGTERM)
+
+    def _wait_for_end(self, name: str) -> None:
+        """Wait for `STOP_WAIT_S`, then end what is left of the child's group by force."""
         child = self._children.pop(name)
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(STOP_WAIT_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_WAIT_S)
         # The group may be gone already, which is what we want.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-
-    def _tail(self, name: str, *, lines: int = 15) -> str:
-        text = self.output(name).read_text(errors="replace").splitlines()[-lines:]
-        return "\n".join(f"    {line}" for line in text)
 
 
 def answers(url: str) -> Callable[[], bool]:
