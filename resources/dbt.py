@@ -4,7 +4,6 @@ A run that already has dbt imported builds at once; the command line would impor
 takes longer than many builds. Selection and events are dagster-dbt's own.
 """
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from resources import environment
 
 PROJECT = DbtProject(project_dir=environment.ROOT / "dbt_project")
 _INPUTS = ("dbt_project.yml", "profiles.yml", "models/**/*", "macros/**/*", "tests/**/*")
-_PARSED = "partial_parse.msgpack"
 _RESULTS = frozenset({"LogModelResult", "LogSeedResult", "LogSnapshotResult", "LogTestResult"})
 """What dbt calls the messages that dagster-dbt makes events of; there are 20 times as many others."""
 
@@ -45,6 +43,7 @@ class Dbt(dg.ConfigurableResource):  # type: ignore[type-arg]  # the value is th
     """The dbt of this environment. One build at a time in a process: dbt keeps its flags in globals."""
 
     project_dir: str
+    target_dir: str
 
     def build(self, context: dg.AssetExecutionContext) -> Build:
         """Build what the run selected, models and tests. Failures of models and tests are in the answer."""
@@ -56,8 +55,8 @@ class Dbt(dg.ConfigurableResource):  # type: ignore[type-arg]  # the value is th
         if selected.indirect_selection:
             arguments += ["--indirect-selection", selected.indirect_selection]
         messages: list[dict[str, Any]] = []  # Any: dbt's messages as JSON
-        with tempfile.TemporaryDirectory(prefix="dbt-") as target, _quiet():
-            result = _invoke(project_dir, target, arguments, messages)
+        with _quiet():
+            result = _invoke(project_dir, self.target_dir, arguments, messages)
         if result.exception is not None:
             raise result.exception
         events = [
@@ -92,7 +91,8 @@ def prepared_project() -> DbtProject:
 def dbt(config: Config) -> Dbt:
     """The dbt of this project, pointed at the lake of this configuration."""
     environment.export_lake(config)
-    return Dbt(project_dir=str(PROJECT.project_dir))
+    # With the lake, because what dbt parsed holds for one lake only, and is kept there from run to run.
+    return Dbt(project_dir=str(PROJECT.project_dir), target_dir=str(config.home / "dbt"))
 
 
 def _is_stale() -> bool:
@@ -115,9 +115,6 @@ def _invoke(project_dir: str, target: str, arguments: list[str], messages: list[
             messages.append(msg_to_dict(message))
 
     command = ["build", "--project-dir", project_dir, "--profiles-dir", project_dir, "--target-path", target]
-    parsed = PROJECT.manifest_path.with_name(_PARSED)
-    if parsed.exists():
-        command += ["--partial-parse-file-path", str(parsed)]
     # The console's text is what Dagster keeps as the step's log; files of each run would pile up.
     command += ["--log-path", target, "--log-level-file", "none", "--no-write-json", *arguments]
     try:
