@@ -14,6 +14,7 @@ from assets.stored import stored_tables
 from resources import environment
 from resources.dbt import dbt
 from resources.deltaworks_config import DeltaworksConfig
+from resources.object_store import ObjectStore
 from sensors.log_ahead import log_ahead_sensor
 
 
@@ -47,7 +48,11 @@ def build(config_path: Path) -> dg.Definitions:
         asset_checks=[*source_checks(config), *expectation_checks(config)],
         jobs=list(loads.values()),
         sensors=[log_ahead_sensor(source, job=load) for source, load in loads.items()],
-        resources={"deltaworks": DeltaworksConfig(path=str(config_path)), "dbt": dbt(config)},
+        resources={
+            "deltaworks": DeltaworksConfig(path=str(config_path)),
+            "dbt": dbt(config),
+            "object_store": ObjectStore(path=str(config_path)),
+        },
         executor=dg.in_process_executor,
     )
 
