@@ -72,6 +72,38 @@ def test_a_password_never_reaches_a_message(tmp_path: Path) -> None:
     assert "hunter2" not in message
 
 
+LAKE = "sources: {shop: {kind: postgres, dsn: x, tables: [a]}}\nlake: "
+
+
+def test_a_lake_on_s3_takes_its_keys_from_the_environment(tmp_path: Path) -> None:
+    text = LAKE + "{data: 's3://acme/lake', s3: {access_key_id: '${ID}', secret_access_key: '${KEY}'}}"
+    config = loaded(tmp_path, text, ID="the-id", KEY="s3cret")
+    assert config.lake.s3.secret_access_key is not None
+    assert config.lake.s3.secret_access_key.get_secret_value() == "s3cret"
+    assert "s3cret" not in repr(config)
+    assert loaded(tmp_path, text.replace("}'", ":-}'")).lake.s3.secret_access_key is None
+
+
+@pytest.mark.parametrize(
+    ("lake", "part"),
+    [
+        ("{s3: {access_key_id: hunter2, secret_access_key: '${KEY}'}}", "access_key_id: a key must not stand in"),
+        ("{s3: {access_key_id: '${KEY}', secret_access_key: '${X:-hunter2}'}}", "secret_access_key: a key must not"),
+        ("{s3: {access_key_id: 4567, secret_access_key: '${KEY}'}}", "access_key_id: a key must not stand in"),
+        ("{s3: {access_key_id: '${KEY}'}}", "access_key_id and secret_access_key belong together"),
+        ("{data: 'gs://acme/lake'}", "lake.data: expected a folder or s3://bucket/prefix"),
+        ("{catalog: 'mysql:hunter2'}", "lake.catalog: String should match pattern"),
+        ("{s3: {endpoint: 'minio:9000'}}", "lake.s3.endpoint: String should match pattern"),
+    ],
+)
+def test_a_lake_that_cannot_be_is_told_without_its_secrets(tmp_path: Path, lake: str, part: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, LAKE + lake, KEY="from-the-environment")
+    assert part in str(raised.value)
+    for secret in ("hunter2", "4567", "from-the-environment"):
+        assert secret not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [("sources: [", "as YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping")],
