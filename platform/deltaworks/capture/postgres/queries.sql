@@ -70,7 +70,9 @@ with recursive asked as (
          r.step + 1
   from resolved r
   join pg_catalog.pg_type t on t.oid = r.oid
-  where t.typtype = 'd' or (t.typcategory = 'A' and t.typelem <> 0 and t.typlen = -1 and not r.is_array)
+  -- int2vector and oidvector have elements and are no arrays: they print otherwise.
+  where t.typtype = 'd'
+     or (not r.is_array and t.oid = (select e.typarray from pg_catalog.pg_type e where e.oid = t.typelem))
 )
 select a.place,
        pg_catalog.format_type(a.oid, a.modifier) as source_type,
