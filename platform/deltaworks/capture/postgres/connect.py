@@ -8,6 +8,8 @@ import psycopg
 from psycopg import conninfo, errors
 from pydantic import SecretStr
 
+from deltaworks.capture.postgres.refusal import TRANSIENT, sqlstate_of
+from deltaworks.capture.postgres.transport import protection
 from deltaworks.capture.postgres.types import SESSION_OPTIONS
 from deltaworks.capture.source import DumpBlockedError, SourceNotReadyError, SourceUnreachableError
 from deltaworks.errors import TerminalError
@@ -16,44 +18,42 @@ CONNECT_TIMEOUT_S = 10
 LOCK_TIMEOUT_S = 5
 """How long a read waits for a table that somebody holds exclusively; meanwhile the stream stands still."""
 
-_TERMINAL_LOGIN = (
-    errors.InvalidPassword,
-    errors.InvalidAuthorizationSpecification,
-    errors.InvalidCatalogName,
-    errors.InsufficientPrivilege,
-)
-_TERMINAL_WORDS = (
-    "authentication failed",
-    "does not exist",
-    "no pg_hba.conf entry",
-    "no password supplied",
-    "permission",
-    "must be superuser or replication role",
-)
+_TLS_WORDS = ("certificate", "SSL", "TLS")
+"""What libpq says in its own words, which are never translated, when the encryption cannot be had."""
 
 
 class TableBusyError(DumpBlockedError):
     """A table is locked by somebody for longer than a read waits."""
 
 
-def connect(dsn: SecretStr, *, name: str, application: str, replication: bool = False) -> psycopg.Connection[Any]:
-    """A connection in autocommit mode whose values print as `types` reads them.
+def connect(
+    dsn: SecretStr,
+    *,
+    name: str,
+    application: str,
+    replication: bool = False,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> psycopg.Connection[Any]:
+    """A connection in autocommit mode whose values print as `types` reads them; encrypted as `transport` says.
 
     Raises:
         SourceUnreachableError: nobody answers there now.
-        SourceNotReadyError: the server refuses: wrong credentials, no such database, no right.
+        SourceNotReadyError: the server refuses: wrong credentials, no such database, no right; or it
+            cannot show who it is.
     """
     parts = _parse(dsn, name)
     asked = " ".join(part for part in (str(parts.get("options") or ""), SESSION_OPTIONS) if part)
     if not replication:
         asked += f" -c lock_timeout={LOCK_TIMEOUT_S * 1000} -c synchronous_commit=local"
     wanted: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
+        # In whole seconds, and below two the driver takes two.
+        "connect_timeout": max(2, round(timeout_s)),
         # A server that vanished without a word is noticed within a minute.
         "keepalives_idle": 20,
         "keepalives_interval": 10,
         "keepalives_count": 4,
         "application_name": application,
+        **protection(parts),
         **parts,
         "options": asked,
     }
@@ -62,7 +62,7 @@ def connect(dsn: SecretStr, *, name: str, application: str, replication: bool = 
     try:
         return psycopg.connect(autocommit=True, **wanted)
     except psycopg.OperationalError as error:
-        raise _refused(error, parts, name) from error
+        raise _refused(error, wanted, name) from error
 
 
 @contextmanager
@@ -100,18 +100,34 @@ def _parse(dsn: SecretStr, name: str) -> dict[str, Any]:
 
 
 def _refused(
-    error: psycopg.OperationalError, parts: dict[str, Any], name: str
+    error: psycopg.OperationalError,
+    wanted: dict[str, Any],  # Any: the driver's own values
+    name: str,
 ) -> SourceUnreachableError | SourceNotReadyError:
-    said = _said(error)
-    password = str(parts.get("password") or "")
-    if password:
-        said = said.replace(password, "********")
-    if isinstance(error, _TERMINAL_LOGIN) or any(word in said for word in _TERMINAL_WORDS):
+    """The error for a connection that was not made, by the server's code and not by its words."""
+    said, host = _without_password(_said(error), wanted), wanted.get("host") or wanted.get("hostaddr") or ""
+    if isinstance(error, errors.ConnectionTimeout):
+        return SourceUnreachableError(f"cannot reach the database of source {name!r}: {said}; is it running?")
+    if any(word in said for word in _TLS_WORDS):
         return SourceNotReadyError(
-            f"cannot connect source {name!r} as user {parts.get('user', '')!r} to database "
-            f"{parts.get('dbname', '')!r}: {said}; mend sources.{name}.dsn"
+            f"cannot connect source {name!r} to {host!r} with sslmode {wanted.get('sslmode', 'prefer')!r}: {said}; "
+            f"in sources.{name}.dsn name the authority with sslrootcert=FILE, or, where the network is yours, say "
+            "sslmode=require (encrypted, not verified) or sslmode=disable"
+        )
+    needs_password = error.pgconn is not None and error.pgconn.needs_password
+    code = None if needs_password else sqlstate_of(conninfo.make_conninfo(**wanted))
+    if needs_password or (code is not None and not code.startswith(TRANSIENT)):
+        return SourceNotReadyError(
+            f"cannot connect source {name!r} as user {wanted.get('user', '')!r} to database "
+            f"{wanted.get('dbname', '')!r}: {said}; mend sources.{name}.dsn"
         )
     return SourceUnreachableError(f"cannot reach the database of source {name!r}: {said}; is it running?")
+
+
+def _without_password(said: str, wanted: dict[str, Any]) -> str:  # Any: the driver's own values
+    for secret in (wanted.get("password"), wanted.get("sslpassword")):
+        said = said.replace(str(secret), "********") if secret else said
+    return said
 
 
 def _said(error: psycopg.Error) -> str:

@@ -1,0 +1,154 @@
+"""A connection is protected unless somebody says otherwise, and a refusal is understood in any language."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from servers.postgres import Database
+from servers.tls import Authority, tls_before
+
+from deltaworks.capture.postgres.connect import connect
+from deltaworks.capture.postgres.refusal import sqlstate_of
+from deltaworks.capture.postgres.source import PostgresSource
+from deltaworks.capture.source import SourceNotReadyError, SourceUnreachableError
+from deltaworks.config import PostgresConfig
+from deltaworks.log.memory import MemoryLog
+from deltaworks.log.recorder import drain
+from deltaworks.testing.postgres import PostgresServer, free_port
+
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def tls_port(database: Database, authority: Authority) -> Iterator[int]:
+    with tls_before(database.server.port, certificate=authority.issue("db.example")) as port:
+        yield port
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGSSLMODE", "PGSSLROOTCERT", "PGHOST", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def dsn(database: Database, port: int, *, host: str = "db.example", **more: object) -> SecretStr:
+    # The name decides how the connection is protected, the address only where it goes: so does a tunnel.
+    parts = {"host": host, "hostaddr": "127.0.0.1", "port": port, "dbname": database.name, "user": "postgres", **more}
+    return SecretStr(" ".join(f"{name}='{value}'" for name, value in parts.items()))
+
+
+def opened(text: SecretStr) -> bool:
+    """Connect; whether the connection is encrypted."""
+    with connect(text, name="shop", application="test") as connection:
+        return bool(connection.pgconn.ssl_in_use)
+
+
+def test_a_server_on_another_machine_must_show_who_it_is(
+    database: Database, tls_port: int, authority: Authority
+) -> None:
+    assert opened(dsn(database, tls_port, sslrootcert=authority.file))
+    with pytest.raises(SourceNotReadyError, match=r"certificate verify failed; in sources\.shop\.dsn name the .*FILE"):
+        opened(dsn(database, tls_port))
+    with pytest.raises(SourceNotReadyError, match=r"'db\.other' with sslmode 'verify-full'.*does not match host name"):
+        opened(dsn(database, tls_port, host="db.other", sslrootcert=authority.file))
+
+
+def test_a_server_on_another_machine_without_encryption_is_refused_until_somebody_says_so(database: Database) -> None:
+    with pytest.raises(SourceNotReadyError, match=r"does not support SSL.*where the network is yours.*sslmode=disable"):
+        opened(dsn(database, database.server.port))
+    assert not opened(dsn(database, database.server.port, sslmode="disable"))
+    assert not opened(dsn(database, database.server.port, sslmode="prefer"))
+
+
+def test_what_the_connection_string_says_holds(database: Database, tls_port: int) -> None:
+    assert opened(dsn(database, tls_port, sslmode="require"))
+    with pytest.raises(SourceUnreachableError):
+        opened(dsn(database, tls_port, sslmode="disable"))
+
+
+def test_what_the_environment_says_holds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    assert not opened(dsn(database, database.server.port))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_a_server_on_this_machine_needs_no_encryption(database: Database, host: str) -> None:
+    assert not opened(dsn(database, database.server.port, host=host))
+
+
+def test_capture_runs_over_a_protected_connection(database: Database, tls_port: int, authority: Authority) -> None:
+    database.execute("create table t (id int primary key)", "insert into t select generate_series(1, 500)")
+    text = dsn(database, tls_port, sslrootcert=authority.file)
+    config = PostgresConfig.model_validate({"kind": "postgres", "dsn": text, "tables": ["t"]})
+    log = MemoryLog()
+    with PostgresSource(database.name, config) as source, log.writer() as writer:
+        assert drain(source, writer, log.reader()).reads == {"public.t": 500}
+        database.execute("insert into t select generate_series(501, 3000)")
+        assert drain(source, writer, log.reader()).changes == 2_500
+
+
+# Refusals.
+
+
+def refusal(text: str) -> tuple[type[Exception], str]:
+    with pytest.raises((SourceNotReadyError, SourceUnreachableError)) as caught:
+        connect(SecretStr(text), name="shop", application="test")
+    return caught.type, str(caught.value)
+
+
+def check_refusals(server: PostgresServer) -> None:
+    assert refusal(server.dsn(user="ghost"))[0] is SourceNotReadyError
+    assert refusal(server.dsn("ghost"))[0] is SourceNotReadyError
+    kind, said = refusal(f"postgresql://locked:wr0ng@127.0.0.1:{server.port}/postgres")
+    assert (kind, "wr0ng" in said) == (SourceNotReadyError, False)
+    assert refusal(f"postgresql://locked@127.0.0.1:{server.port}/postgres")[0] is SourceNotReadyError
+    assert refusal(f"postgresql://rejected@127.0.0.1:{server.port}/postgres")[0] is SourceNotReadyError
+    with connect(SecretStr(server.dsn()), name="shop", application="test") as first:
+        first.execute("alter role guest connection limit 1")
+        with connect(SecretStr(server.dsn(user="guest")), name="shop", application="test"):
+            # Too many now may be few enough later.
+            assert refusal(server.dsn(user="guest"))[0] is SourceUnreachableError
+    assert sqlstate_of(server.dsn("ghost")) == "3D000"
+    assert sqlstate_of(server.dsn()) is None
+
+
+@pytest.fixture
+def refusing_rules() -> str:
+    return "host all locked all scram-sha-256\nhost all rejected all reject\n"
+
+
+def started(folder: Path, rules: str, **options: object) -> PostgresServer:
+    server = PostgresServer.start(folder, **options)  # type: ignore[arg-type]
+    with connect(SecretStr(server.dsn()), name="shop", application="test") as connection:
+        for role in ("locked", "rejected", "guest"):
+            connection.execute(f"create role {role} login password 's3cret'")  # type: ignore[arg-type]
+        hba = server.folder / "pg_hba.conf"
+        hba.write_text(rules + hba.read_text())
+        connection.execute("select pg_reload_conf()")
+    return server
+
+
+def test_refusals_are_told_from_outages(server_folder: Path, refusing_rules: str, pytestconfig: pytest.Config) -> None:
+    binaries = pytestconfig.getoption("--postgres-binaries")
+    settings = {"fsync": "off"}
+    with started(server_folder / "refusing", refusing_rules, settings=settings, binaries=binaries) as server:
+        check_refusals(server)
+    assert refusal(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")[0] is SourceUnreachableError
+
+
+@pytest.mark.server
+def test_refusals_are_understood_in_the_servers_own_language(server_folder: Path, refusing_rules: str) -> None:
+    # Debian's build has message catalogs; LANGUAGE chooses one under a locale that every machine has.
+    german = {"LC_ALL": "C.UTF-8", "LANGUAGE": "de"}
+    settings = {"fsync": "off", "lc_messages": "C.UTF-8"}
+    with started(
+        server_folder / "german", refusing_rules, settings=settings, environment=german, binaries=DEBIAN
+    ) as server:
+        assert "Datenbank »ghost« existiert nicht" in refusal(server.dsn("ghost"))[1]
+        check_refusals(server)
