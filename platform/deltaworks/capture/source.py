@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow as pa
 from deltaworks.capture.continuity import SlotHealth, SourceLease
 from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.snapshot import SourceSnapshot
+from deltaworks.capture.status import SourceStatus
 from deltaworks.change import ChangeBatch
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import Lsn
@@ -39,15 +41,25 @@ class DumpBlockedError(RetryableError):
     """A table cannot be read now, while changes can: its dump rests, the stream goes on."""
 
 
+class Severity(Enum):
+    """What a finding means for capture."""
+
+    ERROR = "error"
+    """The source cannot be captured until it is mended."""
+    WARNING = "warning"
+    """Capture works; the finding says what may go wrong, or what is left out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that keeps a source from being captured.
+    """One thing on the server to mend.
 
     `mend` is the statement or the setting that removes it, ready to paste.
     """
 
     what: str
     mend: str
+    severity: Severity = Severity.ERROR
 
 
 class Visibility(Protocol):
@@ -152,7 +164,10 @@ class Source(Protocol):
     """Log kept at the source for us beyond which an alarm is raised."""
 
     def check(self) -> Sequence[Finding]:
-        """Everything missing on the server, all at once; empty when it is ready."""
+        """Everything missing on the server, all at once, then what is worth a warning; no errors when it is ready."""
+
+    def least_role(self) -> str:
+        """Statements that make a role which can do all that this contract needs and nothing more; no secret in them."""
 
     def prepare(self, *, with_slot: bool = True) -> None:
         """Create what capture needs and may create (publication, slot); a no-op when it is there.
@@ -160,7 +175,17 @@ class Source(Protocol):
         A slot that is missing although the log has a position is a gap: without `with_slot` none is made.
 
         Raises:
-            SourceNotReadyError: `check` has findings that are not ours to mend.
+            SourceNotReadyError: `check` has errors that are not ours to mend.
+        """
+
+    def status(self, *, timeout_s: float) -> SourceStatus:
+        """Where the source's own log is now and what it keeps for us, within about `timeout_s`.
+
+        Touches neither the stream nor the other calls' connection, so any thread may ask.
+
+        Raises:
+            SourceUnreachableError: no answer in time.
+            SourceNotReadyError: the login is refused.
         """
 
     def tables(self) -> Sequence[TableSchema]:

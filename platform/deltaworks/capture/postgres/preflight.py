@@ -43,6 +43,8 @@ class State:
     published: Mapping[TableName, Published]
     publication: CatalogRow | None
     slot: CatalogRow | None
+    hidden: frozenset[int] = frozenset()
+    """Oids of tables whose row-level security hides rows from our role."""
 
     @property
     def may_publish(self) -> bool:
@@ -52,9 +54,12 @@ class State:
 
 def inspect(connection: AnyConnection, wanted: Wanted) -> State:
     """Ask the server for all of it."""
+    tables = find_tables(connection, wanted.tables)
+    hidden = query(connection, "hidden", oids=[table.oid for table in tables.values()])
     return State(
         server=query(connection, "server")[0],
-        tables=find_tables(connection, wanted.tables),
+        tables=tables,
+        hidden=frozenset(row["oid"] for row in hidden),
         published=find_published(connection, wanted.publication),
         publication=next(iter(query(connection, "publication", publication=wanted.publication)), None),
         slot=next(iter(query(connection, "slot", slot=wanted.slot)), None),
@@ -112,6 +117,14 @@ def _of_server(state: State, connection: AnyConnection) -> list[Finding]:
             Finding(
                 what=f"role {server['role']!r} may not replicate",
                 mend=_said(sql.SQL("alter role {} replication").format(role), connection),
+            )
+        )
+    is_read = state.slot is not None and state.slot["active_pid"] is not None
+    if server["used_senders"] >= server["max_senders"] and not is_read:
+        found.append(
+            Finding(
+                what=f"no WAL sender is free: all {server['max_senders']} are taken",
+                mend=f"alter system set max_wal_senders = {server['max_senders'] + 4}; -- then restart the server",
             )
         )
     return found
@@ -183,6 +196,15 @@ def _of_table(name: TableName, state: State, wanted: Wanted, connection: AnyConn
                     ),
                     connection,
                 ),
+            )
+        )
+    if table.oid in state.hidden:
+        bypass = sql.SQL("alter role {} bypassrls").format(sql.Identifier(state.server["role"]))
+        found.append(
+            Finding(
+                what=f"row-level security of {name} hides rows from role {state.server['role']!r}: a dump would miss "
+                "what the log brings",
+                mend=_said(bypass, connection),
             )
         )
     return found

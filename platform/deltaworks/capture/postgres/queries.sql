@@ -6,6 +6,8 @@ select current_setting('server_version_num')::int as version,
        current_setting('wal_level') as wal_level,
        current_setting('max_replication_slots')::int as max_slots,
        (select count(*) from pg_catalog.pg_replication_slots) as used_slots,
+       current_setting('max_wal_senders')::int as max_senders,
+       (select count(*) from pg_catalog.pg_stat_replication) as used_senders,
        current_user::text as role,
        current_database()::text as database,
        has_database_privilege(current_database(), 'create') as may_create,
@@ -14,6 +16,25 @@ select current_setting('server_version_num')::int as version,
          -- Managed servers grant replication by membership instead of the attribute.
          or exists (select 1 from pg_catalog.pg_roles
                     where rolname = 'rds_replication' and pg_has_role(current_user, oid, 'member')) as may_replicate
+
+-- name: settings
+-- Settings that decide what becomes of a slot; null where the version has none. Sizes in MB and kB, times in ms and s.
+select max(s.setting) filter (where s.name = 'max_slot_wal_keep_size')::bigint as kept_mb,
+       max(s.setting) filter (where s.name = 'wal_sender_timeout')::bigint as sender_timeout_ms,
+       max(s.setting) filter (where s.name = 'idle_replication_slot_timeout')::bigint as idle_timeout_s,
+       max(s.setting) filter (where s.name = 'logical_decoding_work_mem')::bigint as decoding_kb
+from pg_catalog.pg_settings s
+
+-- name: hidden
+-- Those of the tables whose row-level security hides rows from this role.
+select oid::bigint as oid from unnest(%(oids)s::oid[]) as asked (oid) where pg_catalog.row_security_active(oid)
+
+-- name: generated
+-- The generated columns of those tables that have any.
+select asked.oid::bigint as oid, array_agg(a.attname::text order by a.attnum) as columns
+from unnest(%(oids)s::oid[]) as asked (oid)
+join pg_catalog.pg_attribute a on a.attrelid = asked.oid and a.attgenerated <> '' and not a.attisdropped
+group by asked.oid
 
 -- name: tables
 -- The asked tables: identity, rights, and the columns of their key in key order.
@@ -217,3 +238,37 @@ left join pg_catalog.pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory' and l.granted and l.objsubid = 2
   and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
   and l.classid = %(classid)s::bigint::oid and l.objid = %(objid)s::bigint::oid
+
+-- name: status
+-- The end of the WAL, the clock, and the slot; null where there is no slot, or the version does not know.
+with now as (
+  select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
+              else pg_catalog.pg_current_wal_flush_lsn() end as position
+)
+select now.position::text as position,
+       pg_catalog.clock_timestamp() as at,
+       s.active as is_active,
+       s.wal_status,
+       pg_catalog.pg_wal_lsn_diff(now.position, s.restart_lsn)::bigint as kept_bytes,
+       s.safe_wal_size::bigint as safe_bytes,
+       pg_catalog.pg_wal_lsn_diff(now.position, s.confirmed_flush_lsn)::bigint as unconfirmed_bytes,
+       to_jsonb(s) ->> 'invalidation_reason' as invalidation,
+       (to_jsonb(s) ->> 'inactive_since')::timestamptz as inactive_since
+from now
+left join pg_catalog.pg_replication_slots s on s.slot_name = %(slot)s
+
+-- name: row_counts
+-- The statistics' row counts of those of the tables that have any; a partitioned table's are its leaves'.
+select asked.namespace, asked.name, sum(l.reltuples)::bigint as estimated
+from unnest(%(namespaces)s::text[], %(names)s::text[]) as asked (namespace, name)
+join pg_catalog.pg_namespace n on n.nspname = asked.namespace
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = asked.name
+cross join lateral (
+  select c.reltuples where c.relkind = 'r'
+  union all
+  select p.reltuples from pg_catalog.pg_partition_tree(c.oid) t
+  join pg_catalog.pg_class p on p.oid = t.relid
+  where c.relkind = 'p' and t.isleaf
+) l
+group by asked.namespace, asked.name
+having min(l.reltuples) >= 0

@@ -9,7 +9,7 @@ from typing import Self
 from psycopg import errors
 
 from deltaworks.capture.continuity import SlotHealth
-from deltaworks.capture.postgres import preflight, reading
+from deltaworks.capture.postgres import advice, preflight, reading
 from deltaworks.capture.postgres import slot as slots
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
@@ -25,7 +25,9 @@ from deltaworks.capture.postgres.lease import PostgresLease
 from deltaworks.capture.postgres.pgoutput import Relation
 from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.postgres.replication import PostgresStream
+from deltaworks.capture.postgres.role import role_sql
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.postgres.status import read_status
 from deltaworks.capture.postgres.still import PostgresSnapshot, take_snapshot
 from deltaworks.capture.postgres.survey import take_survey
 from deltaworks.capture.schema_change import Survey
@@ -35,6 +37,7 @@ from deltaworks.capture.source import (
     Running,
     SourceNotReadyError,
 )
+from deltaworks.capture.status import SourceStatus
 from deltaworks.config import PostgresConfig
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
@@ -76,9 +79,19 @@ class PostgresSource:
         self.close()
 
     def check(self) -> Sequence[Finding]:
-        """Everything missing on the server, all at once; empty when it is ready."""
+        """Everything missing on the server, all at once, then what is worth a warning; no errors when it is ready."""
         with self._asking("look at the server") as connection:
-            return preflight.findings(preflight.inspect(connection, self._wanted), self._wanted, connection)
+            state = preflight.inspect(connection, self._wanted)
+            found = preflight.findings(state, self._wanted, connection)
+            advised = advice.warnings(state, self._wanted, connection)
+        if not found:
+            # Only a try shows what a rule of pg_hba.conf or a pooler on the way makes of it.
+            found = advice.refused_stream(self._dsn, name=self.name)
+        return [*found, *advised]
+
+    def least_role(self) -> str:
+        """SQL for the role of the connection string, for its owner to run; asks no server."""
+        return role_sql(self._dsn, self._wanted)
 
     def prepare(self, *, with_slot: bool = True) -> None:
         """Create the publication and, with `with_slot`, the slot where they are missing; see `Source`.
@@ -97,6 +110,10 @@ class PostgresSource:
                 connection.execute(preflight.extend_publication(self._wanted, missing))
             if with_slot and state.slot is None:
                 slots.create_slot(connection, self._wanted.slot, source=self.name)
+
+    def status(self, *, timeout_s: float) -> SourceStatus:
+        """Where the server's log is, and the slot; over a connection of its own."""
+        return read_status(self._dsn, self._wanted, timeout_s=timeout_s)
 
     def tables(self) -> Sequence[TableSchema]:
         """The captured tables as they are now, in configured order."""
