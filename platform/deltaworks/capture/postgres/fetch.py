@@ -83,7 +83,7 @@ class Fetch:
                 connection.close()
 
     def note(self, byte_count: int, connection: AnyConnection) -> None:
-        """Count what was received; cancel the statement when it is too much."""
+        """Count what was given out; cancel the statement when it is too much."""
         self._received += byte_count
         if self._received > self.most_bytes and not self.is_cut:
             self.is_cut = True
@@ -138,7 +138,6 @@ class _Exchange:
             if not _is_readable_soon(wire):
                 break
         self._end += taken
-        self._fetch.note(taken, self._connection)
 
     def _take(self) -> Iterator[Piece]:
         """Give out whole rows, heed other messages, keep the rest for later."""
@@ -159,6 +158,8 @@ class _Exchange:
                 break
             self._heed(self._data[at], bytes(self._data[at + _HEADER_BYTES : at + length]))
             at += length
+        # Whole rows count, so that at least one is given out before the statement is cut.
+        self._fetch.note(at, self._connection)
         left = self._end - at
         self._data[:left] = self._data[at : self._end]
         self._end = left

@@ -78,6 +78,8 @@ def read_range(connection: AnyConnection, table: TableName, *, describe: Describ
             rows.take(fetch.run(connection))
     if fetch.is_cut:
         following = rows.last_key
+        if following is None:
+            raise InvariantError(f"cannot go on with {table}: its chunk was cut before the first row; report this")
     elif within.where is None:
         following = rows.last_key if rows.count >= within.limit else None
     else:
@@ -197,7 +199,8 @@ class _Rows:
         return pa.RecordBatch.from_arrays([as_text, *arrays], schema=self._schema.row_schema())
 
 
-def _fetch(connection: AnyConnection, select: _Select, column_count: int, *, most_bytes: int = CHUNK_BYTES) -> Fetch:
+def _fetch(connection: AnyConnection, select: _Select, column_count: int, *, most_bytes: int | None = None) -> Fetch:
+    most_bytes = CHUNK_BYTES if most_bytes is None else most_bytes
     return Fetch(select.text.as_bytes(connection), select.values, column_count=column_count, most_bytes=most_bytes)
 
 
@@ -256,7 +259,7 @@ def _without_row(schema: TableSchema, keys: Sequence[Key]) -> _Select:
     """The asked keys that no row has, each once, as the server prints them."""
     asked = sql.SQL("select distinct * from ({}) as a").format(_asked(schema))
     text = sql.SQL(
-        "select * from ({asked}) as a ({key}) where not exists (select from {table} as t where {same})"
+        "select * from ({asked}) as a ({key}) where not exists (select from {table} as t where {same}) order by {key}"
     ).format(
         asked=asked,
         key=_names(schema.key),
