@@ -4,24 +4,22 @@ import contextlib
 import struct
 
 import pytest
+from capture.row_decoder import UNCHANGED, Begin, Commit, Delete, Insert, Update, decode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaworks.capture.postgres.pgoutput import (
-    UNCHANGED,
-    Begin,
-    Commit,
-    Delete,
-    Insert,
     LogicalMessage,
     MalformedMessageError,
     Origin,
     Relation,
     RelationColumn,
+    StreamAbort,
+    StreamCommit,
+    StreamStart,
+    StreamStop,
     Truncate,
     TypeName,
-    Update,
-    decode,
 )
 
 COLUMNS = (
@@ -62,6 +60,14 @@ GOLDEN = {
         "4d01000000000172bb3064656c7461776f726b732e6d61726b00000000016d",
         LogicalMessage(True, 0x172BB30, "deltaworks.mark", b"m"),
     ),
+    # A transaction larger than logical_decoding_work_mem, part of it rolled back.
+    "stream start": ("53000002f101", StreamStart(753)),
+    "stream stop": ("45", StreamStop()),
+    "stream commit": (
+        "63000002f1000000000002d0ab580000000002d0abf800030500a1b2c3d4",
+        StreamCommit(753, 0x2D0AB58, 0x2D0ABF8, 0x00030500A1B2C3D4),
+    ),
+    "stream abort": ("41000002f1000002f2", StreamAbort(753, 754)),
     "origin": ("4f000000000000002a656c7365776865726500", Origin(42, "elsewhere")),
 }
 
@@ -105,7 +111,7 @@ def test_damaged_message_is_decoded_or_refused_and_nothing_else(name: str, at: i
         decode(bytes(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"?", b"S\0\0\0\1\1"])
+@pytest.mark.parametrize("data", [b"", b"?", b"P\0"])
 def test_unknown_message_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedMessageError, match="kind"):
         decode(data)

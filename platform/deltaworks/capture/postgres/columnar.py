@@ -24,6 +24,7 @@ from deltaworks.capture.postgres.pgoutput import (
     MalformedMessageError,
     Message,
     Relation,
+    StreamMessage,
     Truncate,
     decode,
 )
@@ -203,7 +204,7 @@ class SliceBuilder:
             action(self, message)
         state[scan.AT] = state[scan.STOP]
 
-    def _decoded(self) -> Message:
+    def _decoded(self) -> Message | StreamMessage:
         frame = self._frame()
         try:
             return decode(frame[scan.MESSAGE :], lsn=_lsn(frame).value)
@@ -255,7 +256,7 @@ class SliceBuilder:
             except UnreadableRowError as error:
                 self._state[scan.AT] = self._changes[error.line, scan.FRAME]
                 self._state[scan.STOP] = self._changes[error.line, scan.END]
-                raise self._malformed() from error
+                raise self._undecodable() from error
 
     def _frame(self) -> bytes:
         """The frame that the scan stopped at."""
@@ -268,8 +269,13 @@ class SliceBuilder:
         is_change = kind in {b"I", b"U", b"D"}
         if is_change and (not self.in_transaction or self.relations.slot(relation_id) == scan.UNKNOWN):
             return self._unplaced(relation_id)
+        return self._undecodable()
+
+    def _undecodable(self) -> MalformedMessageError:
+        frame = self._frame()
+        data = frame[scan.MESSAGE :]
         return self._reported(
-            f"cannot decode the {kind.decode('latin-1')!r} message of {len(data)} bytes at {_lsn(frame)}: "
+            f"cannot decode the {data[:1].decode('latin-1')!r} message of {len(data)} bytes at {_lsn(frame)}: "
             "a marker, a size or its place in the stream is wrong"
         )
 
@@ -306,7 +312,9 @@ def _doubled(lines: Longs) -> Longs:
     return larger
 
 
-_ACTIONS: dict[type, Callable[[SliceBuilder, Message], None]] = {  # each action takes the kind it stands for
+_ACTIONS: dict[
+    type, Callable[[SliceBuilder, Message | StreamMessage], None]
+] = {  # each action takes the kind it stands for
     Relation: SliceBuilder._relation,  # type: ignore[dict-item]
     Truncate: SliceBuilder._truncate,  # type: ignore[dict-item]
     LogicalMessage: SliceBuilder._logical_message,  # type: ignore[dict-item]

@@ -1,52 +1,19 @@
-"""Decoder of pgoutput, protocol version 1, text format: bytes in, values out, no input or output.
+"""The messages of pgoutput (protocol 1 and 2) that carry no row: bytes in, values out, no input or output.
 
-See "Logical Replication Message Formats" in PostgreSQL's documentation. Values stay the bytes the
-server sent; `types.to_arrow` reads whole columns of them at once.
+Rows, and where transactions begin and end, are read by `scan`. See "Logical Replication Message
+Formats" in PostgreSQL's documentation.
 """
 
 import struct
 from collections.abc import Callable
-from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from deltaworks.errors import InvariantError
 from deltaworks.position import Lsn
 
-POSTGRES_EPOCH_US = 946_684_800_000_000
-"""2000-01-01 UTC, PostgreSQL's zero of time, in microseconds since 1970."""
-
 
 class MalformedMessageError(InvariantError):
     """A replication message does not follow the protocol; nothing behind it may be trusted."""
-
-
-class Unchanged(Enum):
-    """The marker for a large value that an update did not touch and the server did not send."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
-
-Value = bytes | None | Literal[Unchanged.UNCHANGED]
-Row = list[Value]
-
-
-class Begin(NamedTuple):
-    """A transaction starts; its changes follow, whole and in one piece."""
-
-    commit_lsn: int
-    committed_at_us: int
-    xid: int
-    """The transaction's id, 32 bits."""
-
-
-class Commit(NamedTuple):
-    """The transaction ends. `end_lsn` is just behind its commit record, where reading may resume."""
-
-    commit_lsn: int
-    end_lsn: int
-    committed_at_us: int
 
 
 class RelationColumn(NamedTuple):
@@ -84,33 +51,6 @@ class Origin(NamedTuple):
     name: str
 
 
-class Insert(NamedTuple):
-    """A row was created."""
-
-    relation_id: int
-    new: Row
-
-
-class Update(NamedTuple):
-    """A row was changed. `old` is sent where the key changed, or always under identity full.
-
-    With `old_is_key` only the key columns of `old` hold values, the others are null and mean nothing.
-    """
-
-    relation_id: int
-    old: Row | None
-    old_is_key: bool
-    new: Row
-
-
-class Delete(NamedTuple):
-    """A row was deleted. With `old_is_key` only its key columns are there."""
-
-    relation_id: int
-    old: Row
-    old_is_key: bool
-
-
 class Truncate(NamedTuple):
     """Tables were emptied, together."""
 
@@ -126,21 +66,46 @@ class LogicalMessage(NamedTuple):
     content: bytes
 
 
-Message = Begin | Commit | Relation | TypeName | Origin | Insert | Update | Delete | Truncate | LogicalMessage
+class StreamStart(NamedTuple):
+    """Changes of a transaction follow that has not ended yet, up to the next `StreamStop`."""
 
-_BEGIN = struct.Struct(">xQqI")
-_COMMIT = struct.Struct(">xBQQq")
-_COLUMN_TAIL = struct.Struct(">Ii")
+    xid: int
+
+
+class StreamStop(NamedTuple):
+    """What follows is of no streamed transaction, or of another one."""
+
+
+class StreamCommit(NamedTuple):
+    """A streamed transaction is committed; see the message of an ordinary commit."""
+
+    xid: int
+    commit_lsn: int
+    end_lsn: int
+    committed_at_us: int
+    """As the server counts: since 2000."""
+
+
+class StreamAbort(NamedTuple):
+    """A streamed transaction, or with another `subxid` a part of it, was rolled back."""
+
+    xid: int
+    subxid: int
+
+
+Message = Relation | TypeName | Origin | Truncate | LogicalMessage
+StreamMessage = StreamStart | StreamStop | StreamCommit | StreamAbort
+
 _MESSAGE = struct.Struct(">xBQ")
+_COLUMN_TAIL = struct.Struct(">Ii")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
-_SIZE = struct.Struct(">i")
+_STREAM_START = struct.Struct(">xIB")
+_STREAM_COMMIT = struct.Struct(">xIBQQq")
+_STREAM_ABORT = struct.Struct(">xII")
 
-_NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
-_TEXT, _NULL, _SKIPPED = ord("t"), ord("n"), ord("u")
 
-
-def decode(data: bytes, *, lsn: int = 0) -> Message:
+def decode(data: bytes, *, lsn: int = 0) -> Message | StreamMessage:
     """Decode one message. `lsn` is where it was in the WAL, for the error.
 
     Raises:
@@ -148,23 +113,13 @@ def decode(data: bytes, *, lsn: int = 0) -> Message:
     """
     read = _READERS.get(data[0]) if data else None
     if read is None:
-        raise MalformedMessageError(f"cannot decode a message of kind {data[:1]!r} at {Lsn(lsn)}; is it protocol 1?")
+        raise MalformedMessageError(f"cannot decode a message of kind {data[:1]!r} at {Lsn(lsn)}")
     try:
         return read(data)
     except (struct.error, IndexError, ValueError) as error:
         raise MalformedMessageError(
             f"cannot decode the {chr(data[0])!r} message of {len(data)} bytes at {Lsn(lsn)}: {error}"
         ) from error
-
-
-def _begin(data: bytes) -> Begin:
-    commit_lsn, committed_at, xid = _BEGIN.unpack(data)
-    return Begin(commit_lsn, committed_at + POSTGRES_EPOCH_US, xid)
-
-
-def _commit(data: bytes) -> Commit:
-    _flags, commit_lsn, end_lsn, committed_at = _COMMIT.unpack(data)
-    return Commit(commit_lsn, end_lsn, committed_at + POSTGRES_EPOCH_US)
 
 
 def _relation(data: bytes) -> Relation:
@@ -199,32 +154,6 @@ def _origin(data: bytes) -> Origin:
     return Origin(int.from_bytes(data[1:9], "big"), name)
 
 
-def _insert(data: bytes) -> Insert:
-    _expect(data[5] == _NEW)
-    new, at = _row(data, 6)
-    _expect_end(data, at)
-    return Insert(_U32.unpack_from(data, 1)[0], new)
-
-
-def _update(data: bytes) -> Update:
-    old: Row | None = None
-    kind, at = data[5], 5
-    if kind != _NEW:
-        _expect(kind in (_KEY, _OLD))
-        old, at = _row(data, 6)
-        _expect(data[at] == _NEW)
-    new, at = _row(data, at + 1)
-    _expect_end(data, at)
-    return Update(_U32.unpack_from(data, 1)[0], old, kind == _KEY, new)
-
-
-def _delete(data: bytes) -> Delete:
-    _expect(data[5] in (_KEY, _OLD))
-    old, at = _row(data, 6)
-    _expect_end(data, at)
-    return Delete(_U32.unpack_from(data, 1)[0], old, data[5] == _KEY)
-
-
 def _truncate(data: bytes) -> Truncate:
     (count,) = _U32.unpack_from(data, 1)
     _expect_end(data, 6 + 4 * count)
@@ -239,36 +168,27 @@ def _message(data: bytes) -> LogicalMessage:
     return LogicalMessage(bool(flags & 1), lsn, prefix, data[at + 4 :])
 
 
-def _row(data: bytes, at: int) -> tuple[Row, int]:
-    (count,) = _U16.unpack_from(data, at)
-    at += 2
-    row: Row = []
-    size_at = _SIZE.unpack_from
-    for _ in range(count):
-        kind = data[at]
-        if kind == _TEXT:
-            start = at + 5
-            at = start + size_at(data, at + 1)[0]
-            _expect(at >= start)
-            row.append(data[start:at])
-        elif kind == _NULL:
-            row.append(None)
-            at += 1
-        else:
-            _expect(kind == _SKIPPED)
-            row.append(UNCHANGED)
-            at += 1
-    return row, at
+def _stream_start(data: bytes) -> StreamStart:
+    return StreamStart(_STREAM_START.unpack(data)[0])
+
+
+def _stream_stop(data: bytes) -> StreamStop:
+    _expect_end(data, 1)
+    return StreamStop()
+
+
+def _stream_commit(data: bytes) -> StreamCommit:
+    xid, _flags, commit_lsn, end_lsn, committed_at = _STREAM_COMMIT.unpack(data)
+    return StreamCommit(xid, commit_lsn, end_lsn, committed_at)
+
+
+def _stream_abort(data: bytes) -> StreamAbort:
+    return StreamAbort(*_STREAM_ABORT.unpack(data))
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:
     end = data.index(0, at)
     return data[at:end].decode(), end + 1
-
-
-def _expect(holds: bool) -> None:
-    if not holds:
-        raise ValueError("a marker byte or a size is wrong")
 
 
 def _expect_end(data: bytes, at: int) -> None:
@@ -277,15 +197,14 @@ def _expect_end(data: bytes, at: int) -> None:
         raise ValueError(f"it should have {at} bytes")
 
 
-_READERS: dict[int, Callable[[bytes], Message]] = {
-    ord("B"): _begin,
-    ord("C"): _commit,
+_READERS: dict[int, Callable[[bytes], Message | StreamMessage]] = {
     ord("R"): _relation,
     ord("Y"): _type_name,
     ord("O"): _origin,
-    ord("I"): _insert,
-    ord("U"): _update,
-    ord("D"): _delete,
     ord("T"): _truncate,
     ord("M"): _message,
+    ord("S"): _stream_start,
+    ord("E"): _stream_stop,
+    ord("c"): _stream_commit,
+    ord("A"): _stream_abort,
 }
