@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _PART = re.compile(r'(?:"((?:[^"]|"")+)"|([^."]+))(?:\.(?!$)|$)')
 
@@ -17,6 +18,19 @@ The column itself is null there. So a NaN in `numeric(10,2)`, an infinite date, 
 array of two dimensions is neither changed nor lost. Null, never empty, in a row whose columns hold everything.
 Text that is not UTF-8 (a server without an encoding) stands here as its bytes: `\\x` and two digits for each.
 """
+
+
+def texts_by_column(rows: pa.RecordBatch | pa.Table) -> dict[str, dict[int, str]]:
+    """What the `_as_text` of rows or changes says: the texts by column and row, nothing where there are none."""
+    column = rows.column(AS_TEXT.name)
+    if column.null_count == len(column):
+        return {}
+    places = pc.indices_nonzero(column.is_valid())
+    found: dict[str, dict[int, str]] = {}
+    for row, texts in zip(places.to_pylist(), column.take(places).to_pylist(), strict=True):
+        for name, text in texts:
+            found.setdefault(name, {})[row] = text
+    return found
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from deltaworks.change import CREATE, DELETE, READ, TRUNCATE, UPDATE, ChangeBatch
+from deltaworks.change import CREATE, DELETE, OLD_KEY, READ, TRUNCATE, UPDATE, ChangeBatch
 from deltaworks.process.shape import Field, plain_values
 from deltaworks.process.source import Table
-from deltaworks.schema import TableSchema
+from deltaworks.schema import TableSchema, texts_by_column
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -97,7 +97,8 @@ class Fold:
 
 def row_keys(batch: ChangeBatch) -> list[Key | None]:
     """The keys of the changed rows, after the change; `None` for a truncate."""
-    return _keys([batch.rows.column(name) for name in batch.schema.key])
+    texts = texts_by_column(batch.rows)
+    return _keys([(batch.rows.column(name), texts.get(name, {})) for name in batch.schema.key])
 
 
 def old_row_keys(batch: ChangeBatch) -> list[Key | None]:
@@ -106,7 +107,8 @@ def old_row_keys(batch: ChangeBatch) -> list[Key | None]:
     if column.null_count == len(column):
         return [None] * len(column)
     moved = [value is not None for value in column.to_pylist()]
-    keys = _keys([column.field(index) for index in range(column.type.num_fields)])
+    texts = texts_by_column(batch.rows)
+    keys = _keys([(column.field(name), texts.get(OLD_KEY + name, {})) for name in batch.schema.key])
     return [key if is_moved else None for key, is_moved in zip(keys, moved, strict=True)]
 
 
@@ -217,9 +219,10 @@ def _filled(row: Row, before: Row, unchanged: Iterable[str], columns: Mapping[st
 
 
 def _rows(batch: ChangeBatch, fields: Sequence[Field], key: str) -> Iterator[Row]:
+    texts = texts_by_column(batch.rows)
     return zip(
-        batch.rows.column(key).to_pylist(),
-        *(_column(batch.rows, batch.schema, item) for item in fields),
+        _with_texts(batch.rows.column(key).to_pylist(), texts.get(key, {})),
+        *(_with_texts(_column(batch.rows, batch.schema, item), texts.get(item.name, {})) for item in fields),
         strict=True,
     )
 
@@ -229,6 +232,13 @@ def _column(rows: pa.RecordBatch, schema: TableSchema, item: Field) -> list[Any]
         # Only a batch from before the column was added; the schema check lets no other through.
         return [None] * rows.num_rows
     return plain_values(rows.column(item.name), item.type)
+
+
+def _with_texts(values: list[Any], texts: Mapping[int, str]) -> list[Any]:
+    """The values with the source's text in place of those that the column could not hold."""
+    for row, text in texts.items():
+        values[row] = text
+    return values
 
 
 def _ats(batch: ChangeBatch) -> Iterator[At]:
@@ -242,8 +252,10 @@ def _ats(batch: ChangeBatch) -> Iterator[At]:
     )
 
 
-def _keys(columns: Sequence[pa.Array]) -> list[Key | None]:
-    values = [column.to_pylist() for column in columns]
-    if len(values) == 1 and (pa.types.is_integer(columns[0].type) or pa.types.is_string(columns[0].type)):
+def _keys(columns: Sequence[tuple[pa.Array, Mapping[int, str]]]) -> list[Key | None]:
+    """The keys out of their columns, each with the texts of what it could not hold."""
+    kinds = [column.type for column, _ in columns]
+    values = [_with_texts(column.to_pylist(), texts) for column, texts in columns]
+    if len(values) == 1 and (pa.types.is_integer(kinds[0]) or pa.types.is_string(kinds[0])):
         return list(values[0])
     return [json.dumps(key, default=str) for key in zip(*values, strict=True)]

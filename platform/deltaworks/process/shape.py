@@ -16,7 +16,9 @@ the same way. One table says what each declared type stands for:
 | `list[T]`     | lists of what T reads      | list                 | JSON text            |
 | `TypedDict`   | structs                    | struct               | JSON text            |
 
-`T | None` stands for a column that may be null.
+`T | None` stands for a column that may be null. A value that the column's Arrow type cannot hold, such as an
+infinite date, comes as the declared type where that can say it (NaN as `float` or `Decimal`), else as the
+source's text.
 """
 
 import dataclasses
@@ -171,6 +173,23 @@ def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the stat
 
 def decoder(declared: Any) -> Decode | None:  # Any: any declared type may be asked
     """What turns the state's value into the declared type; `None` where they are the same."""
+    decode = _decoder(declared)
+    return None if decode is None else _or_text(decode)
+
+
+def _or_text(decode: Decode) -> Decode:
+    def decode_or_keep(value: Any) -> Any:
+        try:
+            return decode(value)
+        except (ValueError, ArithmeticError):
+            # The column could not hold it, so the state has the source's text. No such text reads as a value of
+            # another meaning: dates have no fifth digit of a year, JSON no braces around a bare number.
+            return value
+
+    return decode_or_keep
+
+
+def _decoder(declared: Any) -> Decode | None:
     inner = _field("", declared).type
     if _is_list(inner) or is_record(inner):
         item = _json_decoder(inner)
@@ -306,5 +325,5 @@ def _json_decoder(declared: Any) -> Decode:
         build = builder(field.type)
         parts = [(part.name, _json_decoder(part.type)) for part in fields_of(field.type)]
         return lambda given: None if given is None else build(*(part(given[name]) for name, part in parts))
-    decode = decoder(field.type) or (lambda value: value)
+    decode = _decoder(field.type) or (lambda value: value)
     return lambda value: None if value is None else decode(value)

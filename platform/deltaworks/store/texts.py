@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from deltaworks.change import OLD_KEY
-from deltaworks.schema import AS_TEXT, Column, TableSchema
+from deltaworks.schema import AS_TEXT, Column, TableSchema, texts_by_column
 
 PREFIX = AS_TEXT.name + "_"
 """What stands before a column's name in the name of its text column."""
@@ -59,7 +59,7 @@ def spread(schema: TableSchema, rows: pa.Table, *, present: Collection[str] = ()
 
     `present` are the columns that have a text column anyway.
     """
-    texts = _texts(rows)
+    texts: dict[str, Mapping[int, str]] = dict(texts_by_column(rows))
     for column in schema.columns:
         for name in (column.name, OLD_KEY + column.name):
             if name in texts and _is_moment(column.type):
@@ -106,17 +106,6 @@ def _days_since_1970(year: int, month: int, day: int) -> int:
 
 def _is_moment(kind: pa.DataType) -> bool:
     return bool(pa.types.is_date32(kind) or pa.types.is_timestamp(kind))
-
-
-def _texts(rows: pa.Table) -> dict[str, Mapping[int, str]]:
-    column = rows[AS_TEXT.name].combine_chunks()
-    found: dict[str, dict[int, str]] = {}
-    if column.null_count < len(column):
-        places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-        for row, texts in zip(places.tolist(), column.take(pa.array(places)).to_pylist(), strict=True):
-            for name, text in texts:
-                found.setdefault(name, {})[row] = text
-    return dict(found)
 
 
 def _with_moments(
