@@ -67,8 +67,9 @@ class LakeAddress:
     @property
     def extensions(self) -> tuple[str, ...]:
         """DuckDB's extensions that it takes."""
-        catalog = "postgres" if self.catalog_file is None else "sqlite"
-        return ("ducklake", catalog, *(() if self.store is None else ("httpfs",)))
+        server = () if self.login is None else ("postgres",)
+        # dbt's profile sets an option of SQLite's whatever the catalog is, so that is always there.
+        return ("ducklake", "sqlite", *server, *(() if self.store is None else ("httpfs",)))
 
     def secrets(self) -> tuple[Secret, ...]:
         """What a connection has to know before it attaches the lake.
