@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from deltaworks.config import Config, load
+from deltaworks.store.address import LakeAddress
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +32,11 @@ def find_programs_beside_python() -> None:
 
 
 def export_lake(config: Config) -> None:
-    """Tell dbt, a child process, where the lake of this configuration is."""
-    os.environ["DELTAWORKS_LAKE_CATALOG"] = config.lake_catalog
+    """Tell dbt where the lake of this configuration is; what it signs in with, `dbt_lake` gives to its connection."""
+    address = LakeAddress.from_config(config)
+    os.environ["DELTAWORKS_LAKE_CATALOG"] = address.catalog
+    if address.login is not None or address.store is not None:
+        os.environ["DELTAWORKS_LAKE_SIGNS_IN"] = "yes"
+    else:
+        os.environ.pop("DELTAWORKS_LAKE_SIGNS_IN", None)
     os.environ["DELTAWORKS_EXTENSIONS"] = str(config.extension_folder)
