@@ -5,12 +5,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.filesize import decimal
+from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -19,6 +23,7 @@ from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
 if TYPE_CHECKING:
+    from deltaworks.log.status import CaptureStatus, TableDumpStatus
     from deltaworks.operate import DumpStatus
 
 app = typer.Typer(
@@ -39,6 +44,7 @@ SourceName = Annotated[str, typer.Argument(help="A source of the configuration."
 AppName = Annotated[str, typer.Argument(help="An app of the configuration.")]
 UntilNow = Annotated[bool, typer.Option("--until-now", help="Stop when everything up to now is done.")]
 DEFAULT_CONFIG = Path("deltaworks.yaml")
+WATCH_EVERY_S = 2.0
 
 
 def main() -> None:
@@ -59,20 +65,40 @@ def main() -> None:
 
 
 @app.command()
-def check(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """List everything that keeps SOURCE from being captured, with the statement that mends it."""
+def check(
+    source: SourceName,
+    *,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL of a role that can do all of it and nothing more.")
+    ] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """List everything that keeps SOURCE from being captured, with the statement that mends it; then warnings."""
     from deltaworks import operate
+    from deltaworks.capture.source import Severity
 
+    if sql:
+        out.print(operate.least_role(_load(config), source), markup=False, highlight=False, soft_wrap=True)
+        return
     findings = operate.check(_load(config), source)
     for finding in findings:
-        out.print(f"• {finding.what}\n    {finding.mend}", markup=False, highlight=False)
-    out.print(f"{source}: ready" if not findings else f"{source}: {len(findings)} to mend", highlight=False)
-    if findings:
+        sign = "•" if finding.severity is Severity.ERROR else "• warning:"
+        out.print(f"{sign} {finding.what}\n    {finding.mend}", markup=False, highlight=False, soft_wrap=True)
+    errors = sum(finding.severity is Severity.ERROR for finding in findings)
+    out.print(f"{source}: {errors} to mend" if errors else f"{source}: ready", highlight=False)
+    if errors:
         raise typer.Exit(1)
 
 
 @app.command()
-def capture(source: SourceName, until_now: UntilNow = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def capture(
+    source: SourceName,
+    until_now: UntilNow = False,
+    metrics: Annotated[
+        int | None, typer.Option("--metrics", metavar="PORT", help="Give Prometheus metrics on this port.")
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
     """Keep the change log of SOURCE in step with its database, until stopped."""
     from deltaworks import operate
 
@@ -81,7 +107,9 @@ def capture(source: SourceName, until_now: UntilNow = False, config: ConfigFile 
         with _bars() as bars:
             out.print(operate.capture(settings, source, on_progress=bars).summary, highlight=False)
         return
-    operate.follow_capture(settings, source, stop=_stop_on_signal())
+    stop = _stop_on_signal()
+    with operate.metrics_server(settings, source, port=metrics):
+        operate.follow_capture(settings, source, stop=stop)
 
 
 @app.command()
@@ -173,10 +201,20 @@ def load(log: Annotated[str, typer.Argument(help="A source or an app.")], config
 
 
 @app.command()
-def verify(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def verify(
+    source: SourceName,
+    *,
+    is_log: Annotated[
+        bool, typer.Option("--log", help="Check the change log against what its reader saw, instead of the lake.")
+    ] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
     """Compare SOURCE with the lake at one position, row by row."""
     from deltaworks import operate
 
+    if is_log:
+        _verify_log(_load(config), source)
+        return
     verification = operate.verify(_load(config), source)
     table = Table("table", "source rows", "lake rows", "differing", title=f"{source} at {verification.position}")
     for verdict in verification.tables:
@@ -196,14 +234,27 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def status(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Show how far every log, app and lake has got."""
+def status(
+    *,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds, until Ctrl-C.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Show every source with its tables, dumps and slot, and how far every log, app and lake has got."""
     from deltaworks import operate
 
-    table = Table("what", "position", "offset", "state")
-    for row in operate.status(_load(config)):
-        table.add_row(row.what, row.position, row.offset, row.state)
-    out.print(table)
+    settings = _load(config)
+    if is_json:
+        captured = {each.source: each.to_json() for each in operate.capture_statuses(settings)}
+        out.print_json(data={"sources": captured, "places": [asdict(row) for row in operate.status(settings)]})
+        return
+    if not watch:
+        out.print(_status_page(settings))
+        return
+    stop = _stop_on_signal()
+    with Live(_status_page(settings), console=out, auto_refresh=False) as live:
+        while not stop.wait(WATCH_EVERY_S):
+            live.update(_status_page(settings), refresh=True)
 
 
 def _load(path: Path) -> Config:
@@ -220,6 +271,81 @@ def _print_dumps(dumps: Sequence["DumpStatus"]) -> None:
             lines += [dump.outcome.error] if dump.outcome.error else []
         table.add_row(dump.id, f"{dump.asked_at:%F %T}", dump.state, "\n".join(lines))
     out.print(table)
+
+
+def _verify_log(config: Config, log: str) -> None:
+    from deltaworks import operate
+
+    with _bars() as bars:
+        report = operate.verify_log(config, log, on_progress=bars)
+    for fault in report.faults:
+        out.print(f"• {fault}", markup=False, highlight=False, soft_wrap=True)
+    unproven = f", {report.unproven:,} of them without a proof" if report.unproven else ""
+    counts = f"{report.changes:,} changes, {report.transactions:,} transactions, {report.groups:,} groups"
+    out.print(f"{log}: {counts}{unproven}", highlight=False)
+    out.print("log = reader" if report.is_whole else "log ≠ reader", highlight=False)
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
+def _status_page(config: Config) -> Group:
+    """Everything `status` shows, as of now."""
+    from deltaworks import operate
+
+    parts: list[Table | str] = []
+    for captured in operate.capture_statuses(config):
+        parts += [_capture_line(captured), _capture_table(captured)]
+    places = Table("what", "position", "offset", "state")
+    for row in operate.status(config):
+        places.add_row(row.what, row.position, row.offset, row.state)
+    return Group(*(escape(part) if isinstance(part, str) else part for part in [*parts, places]))
+
+
+def _capture_line(status: "CaptureStatus") -> str:
+    service = f"captured by process {status.service}" if status.service is not None else "no service"
+    said = [f"{status.source}: {service}", f"log at {status.position}", f"{status.changes_per_s:,.1f} changes/s"]
+    if status.unreachable is not None:
+        return ", ".join([*said, f"the source does not answer: {status.unreachable}"])
+    said.append(f"lag {_bytes(status.lag_bytes)}, {_seconds(status.lag_s)}")
+    slot = status.slot
+    if slot is None:
+        return ", ".join([*said, "no slot yet"])
+    room = "no limit" if slot.safe_bytes is None else f"{_bytes(slot.safe_bytes)} to spare"
+    said.append(
+        f"slot {slot.name} {'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}, "
+        f"{_bytes(slot.kept_bytes)} kept, {room}"
+    )
+    return ", ".join(said)
+
+
+def _capture_table(status: "CaptureStatus") -> Table:
+    table = Table("table", "position", "last change (UTC)", "changes/s", "dump")
+    for each in status.tables:
+        table.add_row(
+            each.table,
+            str(each.position or ""),
+            f"{each.committed_at:%F %T}" if each.committed_at is not None else "",
+            f"{each.changes_per_s:,.1f}",
+            _dump_text(each.dump),
+        )
+    return table
+
+
+def _dump_text(dump: "TableDumpStatus | None") -> str:
+    if dump is None:
+        return ""
+    of_all = f" of about {dump.estimated_rows:,}" if dump.estimated_rows and dump.state != "done" else ""
+    left = f", {_seconds(dump.eta_s)} left" if dump.eta_s else ""
+    return f"{dump.state}, {dump.rows:,} rows{of_all}{left}"
+
+
+def _bytes(count: int | None) -> str:
+    """A number of bytes for people."""
+    return "unknown" if count is None else decimal(count)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds:,.1f} s"
 
 
 def _stop_on_signal() -> threading.Event:

@@ -59,6 +59,8 @@ class PostgresConfig(_Model):
     """Log that the server keeps for the slot beyond which capture warns; 10 GiB fit on most servers' disks."""
     lease_s: Annotated[float, Field(ge=2.0, le=300.0)] = 6.0
     """How long a reader that stopped answering keeps its place; then a standby takes over."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where `deltaworks capture` gives its Prometheus metrics on the loopback interface; nowhere when left out."""
     owner: str = "data-platform"
     """The team that owns the source's assets in Dagster."""
 

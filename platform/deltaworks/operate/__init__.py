@@ -7,6 +7,7 @@
 | `process`  | the app has seen the log as of the call; its documents are in its sinks    |
 | `dump`     | existing rows were read and are in the log: of tables, of keys, of a condition |
 | `load`     | the lake holds a log's state at its end, in one commit                     |
+| `verify_log` | the log was checked against what its reader saw                          |
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
@@ -49,9 +50,11 @@ from deltaworks.operate.lake import (
     verify,
 )
 from deltaworks.operate.lease import ServiceSlowError
-from deltaworks.operate.log import Captured, capture, check, follow_capture
+from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
+from deltaworks.operate.metrics import MetricsPortInUseError, metrics_server
 from deltaworks.operate.models import Model, describe_models
-from deltaworks.operate.progress import Behind, StatusRow, behind, status
+from deltaworks.operate.progress import Behind, StatusRow, behind, capture_status, capture_statuses, status
+from deltaworks.operate.proof import verify_log
 
 __all__ = [
     "Behind",
@@ -63,6 +66,7 @@ __all__ = [
     "LakeMovedError",
     "Loaded",
     "LoadedTable",
+    "MetricsPortInUseError",
     "Model",
     "Processed",
     "ServiceSlowError",
@@ -71,6 +75,8 @@ __all__ = [
     "ask",
     "behind",
     "capture",
+    "capture_status",
+    "capture_statuses",
     "check",
     "describe_models",
     "document_lineage",
@@ -81,7 +87,9 @@ __all__ = [
     "follow_process",
     "is_released",
     "lake_tables_of",
+    "least_role",
     "load",
+    "metrics_server",
     "open_lake",
     "parse_keys",
     "process",
@@ -90,5 +98,6 @@ __all__ = [
     "status",
     "tables_read_by",
     "verify",
+    "verify_log",
     "want",
 ]

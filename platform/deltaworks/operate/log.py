@@ -49,6 +49,12 @@ def check(config: Config, source: str) -> Sequence[Finding]:
         return database.check()
 
 
+def least_role(config: Config, source: str) -> str:
+    """SQL that makes a role which can do all that capture does with this source and nothing more; asks no server."""
+    with opened(config, source) as database:
+        return database.least_role()
+
+
 def capture(config: Config, source: str, *, on_progress: OnProgress | None = None) -> Captured:
     """Bring the change log to now, by a drain here or by waiting for the service.
 
