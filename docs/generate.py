@@ -5,6 +5,7 @@
 | reference/cli.md    | the help of every command         |
 | reference/config.md | the model of `deltaworks.yaml`    |
 | reference/errors.md | every error class and its meaning |
+| reference/metrics.md | every Prometheus metric of capture |
 """
 
 import importlib
@@ -22,6 +23,7 @@ import deltaworks
 from deltaworks.cli import app
 from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, S3Config, ServeConfig
 from deltaworks.errors import DeltaworksError
+from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code and run `make docs`. -->\n\n"
@@ -75,7 +77,21 @@ def errors_page() -> str:
     return "".join(parts)
 
 
-PAGES = {"cli.md": cli_page, "config.md": config_page, "errors.md": errors_page}
+def metrics_page() -> str:
+    """Every metric that `deltaworks capture --metrics` gives."""
+    parts = [
+        "# Metrics\n\n`deltaworks capture SOURCE --metrics PORT` gives these on `http://127.0.0.1:PORT/metrics`. "
+        "A metric without a known value, for example while the source does not answer, has no sample.\n"
+    ]
+    for title, metrics in (("Labelled `source`", CAPTURE_METRICS), ("Labelled `source` and `table`", TABLE_METRICS)):
+        parts.append(f"\n## {title}\n\n| metric | kind | meaning |\n|---|---|---|\n")
+        for metric in metrics:
+            kind = "counter" if getattr(metric, "is_counter", False) else "gauge"
+            parts.append(f"| `{metric.name}` | {kind} | {metric.help} |\n")
+    return "".join(parts)
+
+
+PAGES = {"cli.md": cli_page, "config.md": config_page, "errors.md": errors_page, "metrics.md": metrics_page}
 
 
 def main() -> int:
