@@ -218,7 +218,7 @@ def streamed_changes(batch: ChangeBatch) -> Iterator[StreamedChange]:
             key=_key(row, texts, schema),
             old_key=None if old_key is None else _key(old_key, texts, schema, text_of=OLD_KEY),
             values={name: row[name] for name in schema.names if name not in unchanged},
-            texts={name: text for name, text in texts.items() if not name.startswith(OLD_KEY)},
+            texts={name: text for name, text in texts.items() if name in schema.names},
             unchanged=unchanged,
         )
 
