@@ -14,9 +14,10 @@ columns *after* the change.
 | `_unchanged`    | list<utf8>, or null | columns the source did not send; their value here is null and means nothing |
 | `_old_key`      | struct of the key columns, or null | the key before the change, only where it changed |
 | `_as_text`      | map<utf8, utf8>, or null | column to the source's text of a value that its Arrow type cannot hold |
+| `_before`       | struct of the columns, or null | the row before the change; last, and only where `schema.has_before` |
 
 A column that `_as_text` names is null in that row; see `schema.AS_TEXT`. A part of the old key that its type
-cannot hold is null in `_old_key` and stands there as `_old_key.<column>`.
+cannot hold is null in `_old_key` and stands there as `_old_key.<column>`; so does one of `_before`.
 
 A delete has its key columns filled and all others null. A truncate has all of them null.
 (`_commit`, `_ordinal`) is the identity of a change. A read has the position of the mark that
@@ -60,9 +61,16 @@ OLD_KEY = "_old_key."
 """What stands before a column's name in `_as_text` where the text is of the old key."""
 
 
+BEFORE = "_before"
+"""The column with the whole row before a change; `_before.` stands before a column's name in `_as_text`."""
+
+
 def change_schema(schema: TableSchema) -> pa.Schema:
     """The Arrow schema of a batch of changes of this table."""
-    return schema.to_arrow(before=meta_fields(schema))
+    fields = schema.to_arrow(before=meta_fields(schema))
+    if not schema.has_before:
+        return fields
+    return fields.append(pa.field(BEFORE, pa.struct([pa.field(column.name, column.type) for column in schema.columns])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,9 +54,9 @@ class TableName:
 
         A part that has a dot or a double quote in it stands in double quotes, which are doubled inside.
         """
-        parts = [part.replace('""', '"') for part in _unquoted(text)]
-        if len(parts) > 2:
-            # Without quotes the first dot parts the two, as in a name that only its table has dots in.
+        parts = _unquoted(text)
+        if not 1 <= len(parts) <= 2:
+            # Not written in quotes: the first dot parts the two, as in a name that only its table has dots in.
             parts = text.split(".", 1)
         return cls(parts[0], parts[1]) if len(parts) == 2 else cls("public", parts[0])
 
@@ -74,15 +74,12 @@ def _quoted(part: str) -> str:
     return '"' + part.replace('"', '""') + '"' if needs_quotes else part
 
 
-def _unquoted(text: str) -> Iterator[str]:
-    """The parts of a name between its dots, without their quotes; a text that does not fit is one part."""
+def _unquoted(text: str) -> list[str]:
+    """The parts of a name between its dots, without their quotes; none where the text does not fit."""
     matches = list(_PART.finditer(text))
-    if not matches or "".join(match.group(0) for match in matches) != text:
-        yield text
-        return
-    for match in matches:
-        quoted, bare = match.groups()
-        yield bare if quoted is None else quoted
+    if "".join(match.group(0) for match in matches) != text:
+        return []
+    return [bare if quoted is None else quoted.replace('""', '"') for quoted, bare in map(re.Match.groups, matches)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +106,8 @@ class TableSchema:
     name: TableName
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    has_before: bool = False
+    """Whether the source sends the whole row before an update or a delete (PostgreSQL: replica identity full)."""
 
     def column(self, name: str) -> Column:
         """The column of that name.
@@ -143,7 +142,11 @@ class TableSchema:
         ]
         return pa.schema(
             [*before, *fields],
-            metadata={"deltaworks.table": str(self.name), "deltaworks.key": json.dumps(self.key)},
+            metadata={
+                "deltaworks.table": str(self.name),
+                "deltaworks.key": json.dumps(self.key),
+                **({"deltaworks.before": "1"} if self.has_before else {}),
+            },
         )
 
     @classmethod
@@ -153,6 +156,7 @@ class TableSchema:
         return cls(
             name=TableName.parse(metadata[b"deltaworks.table"].decode()),
             key=tuple(json.loads(metadata[b"deltaworks.key"])),
+            has_before=b"deltaworks.before" in metadata,
             columns=tuple(
                 Column(
                     name=field.name,

@@ -42,7 +42,7 @@ import pyarrow.compute as pc
 
 from deltaworks.capture.recent import transactions
 from deltaworks.capture.source import Chunk, StreamedChange
-from deltaworks.change import DELETE, OLD_KEY, READ, TRUNCATE, ChangeBatch, change_schema
+from deltaworks.change import BEFORE, DELETE, OLD_KEY, READ, TRUNCATE, ChangeBatch, change_schema
 from deltaworks.errors import InvariantError
 from deltaworks.position import Lsn
 from deltaworks.schema import AS_TEXT, TableSchema
@@ -425,8 +425,9 @@ def _as_changes(
         pa.nulls(count, pa.list_(pa.string())),
         pa.nulls(count, schema.field("_old_key").type),
     ]
+    before = [pa.nulls(count, schema.field(BEFORE).type)] if chunk.schema.has_before else []
     # The rows begin with the last of the meta columns, `_as_text`.
-    return ChangeBatch(chunk.schema, pa.RecordBatch.from_arrays([*meta, *rows.columns], schema=schema))
+    return ChangeBatch(chunk.schema, pa.RecordBatch.from_arrays([*meta, *rows.columns, *before], schema=schema))
 
 
 def _doubtful(unseen: list[ChangeBatch], chunk: Chunk) -> set[int]:

@@ -103,7 +103,9 @@ def describe_tables(
             Column(name=row["name"], type=kind, source_type=source_type, nullable=row["nullable"])
         )
     return {
-        table.name: TableSchema(name=table.name, columns=tuple(of_table[oid]), key=table.key)
+        table.name: TableSchema(
+            name=table.name, columns=tuple(of_table[oid]), key=table.key, has_before=table.identity == "f"
+        )
         for oid, table in by_oid.items()
     }
 
@@ -125,6 +127,7 @@ def describe_relation(connection: AnyConnection, relation: Relation) -> TableSch
             for column, (source_type, kind) in zip(relation.columns, kinds, strict=True)
         ),
         key=_key_of(relation, facts.key if facts else ()),
+        has_before=relation.identity == "f",
     )
 
 

@@ -13,7 +13,7 @@ from deltaworks.capture.postgres.batches import gather_texts
 from deltaworks.capture.postgres.cells import UNCHANGED_SIZE, Cells, locate, read_cells
 from deltaworks.capture.postgres.compiled import Bytes, Ints, Longs
 from deltaworks.capture.postgres.types import Held
-from deltaworks.change import META_COLUMNS, OLD_KEY, ChangeBatch, change_schema
+from deltaworks.change import BEFORE, META_COLUMNS, OLD_KEY, ChangeBatch, change_schema
 from deltaworks.schema import TableSchema
 
 
@@ -52,6 +52,7 @@ class Shape:
         ]
         old_key, old_texts = self._old_keys(found)
         taken = changes[lines]
+        before, before_texts = self._before(found, taken[:, scan.OLD] != 0) if self.schema.has_before else ([], [])
         of_transaction = transactions[taken[:, scan.TRANSACTION]]
         meta = {
             "_op": _letters(taken[:, scan.OP]),
@@ -62,10 +63,10 @@ class Shape:
             "_unchanged": self._unchanged(found.sizes),
             "_old_key": old_key,
             "_as_text": gather_texts(
-                chain(zip(self.schema.names, columns, strict=True), old_texts), row_count=len(lines)
+                chain(zip(self.schema.names, columns, strict=True), old_texts, before_texts), row_count=len(lines)
             ),
         }
-        arrays = [*(meta[name] for name in META_COLUMNS), *(column.array for column in columns)]
+        arrays = [*(meta[name] for name in META_COLUMNS), *(column.array for column in columns), *before]
         return ChangeBatch(self.schema, pa.RecordBatch.from_arrays(arrays, schema=self._arrow))
 
     def _locate(self, data: Bytes, changes: Longs, lines: Longs) -> "_Found":
@@ -109,21 +110,36 @@ class Shape:
     def _old_keys(self, found: "_Found") -> tuple[pa.Array, list[tuple[str, Held]]]:
         """The old keys, and their parts that a column's type does not hold under their names in `_as_text`."""
         kind = self._arrow.field("_old_key").type
-        rows = np.flatnonzero(found.moved)
+        return self._old_columns(found, found.moved != 0, self._key_at, kind=kind, prefix=OLD_KEY)
+
+    def _before(self, found: "_Found", is_sent: npt.NDArray[np.bool_]) -> tuple[list[pa.Array], list[tuple[str, Held]]]:
+        """The whole rows before the changes."""
+        kind, places = self._arrow.field(BEFORE).type, list(range(len(self.schema.columns)))
+        array, texts = self._old_columns(found, is_sent, places, kind=kind, prefix=f"{BEFORE}.")
+        return [array], texts
+
+    def _old_columns(
+        self, found: "_Found", is_sent: npt.NDArray[np.bool_], places: list[int], *, kind: pa.DataType, prefix: str
+    ) -> tuple[pa.Array, list[tuple[str, Held]]]:
+        """Columns of the old rows as a struct that is null where nothing `is_sent`, and their texts."""
+        rows = np.flatnonzero(is_sent)
         if not len(rows):
-            return pa.nulls(len(found.moved), kind), []
+            return pa.nulls(len(is_sent), kind), []
         parts = [
             read_cells(
                 Cells(found.data, found.old_starts[at][rows], found.old_sizes[at][rows]), self.schema.columns[at].type
             )
-            for at in self._key_at
+            for at in places
         ]
         sent = pa.StructArray.from_arrays([part.array for part in parts], fields=list(kind))
-        place_of_row = np.zeros(len(found.moved), np.int32)
+        place_of_row = np.zeros(len(is_sent), np.int32)
         place_of_row[rows] = np.arange(len(rows), dtype=np.int32)
-        return sent.take(pa.array(place_of_row, mask=found.moved == 0)), [
-            (OLD_KEY + name, Held(part.array, {int(rows[place]): text for place, text in part.texts.items()}))
-            for name, part in zip(self.schema.key, parts, strict=True)
+        return sent.take(pa.array(place_of_row, mask=~is_sent)), [
+            (
+                prefix + self.schema.names[at],
+                Held(part.array, {int(rows[place]): text for place, text in part.texts.items()}),
+            )
+            for at, part in zip(places, parts, strict=True)
         ]
 
 
