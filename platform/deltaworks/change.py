@@ -14,7 +14,7 @@ columns *after* the change.
 | `_unchanged`    | list<utf8>, or null | columns the source did not send; their value here is null and means nothing |
 | `_old_key`      | struct of the key columns, or null | the key before the change, only where it changed |
 | `_as_text`      | map<utf8, utf8>, or null | column to the source's text of a value that its Arrow type cannot hold |
-| `_before`       | struct of the columns, or null | the row before the change; last, and only where `schema.has_before` |
+| `_before`       | struct of the columns, or null | the row before the change; last, only where `schema.has_before` |
 
 A column that `_as_text` names is null in that row; see `schema.AS_TEXT`. A part of the old key that its type
 cannot hold is null in `_old_key` and stands there as `_old_key.<column>`; so does one of `_before`.
