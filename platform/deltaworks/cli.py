@@ -14,9 +14,9 @@ import typer
 from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from deltaworks import config as configuration
 from deltaworks.config import Config
@@ -292,30 +292,33 @@ def _status_page(config: Config) -> Group:
     """Everything `status` shows, as of now."""
     from deltaworks import operate
 
-    parts: list[Table | str] = []
+    parts: list[Table] = []
     for captured in operate.capture_statuses(config):
-        parts += [_capture_line(captured), _capture_table(captured)]
+        parts += [_capture_lines(captured), _capture_table(captured)]
     places = Table("what", "position", "offset", "state")
     for row in operate.status(config):
         places.add_row(row.what, row.position, row.offset, row.state)
-    return Group(*(escape(part) if isinstance(part, str) else part for part in [*parts, places]))
+    return Group(*parts, places)
 
 
-def _capture_line(status: "CaptureStatus") -> str:
+def _capture_lines(status: "CaptureStatus") -> Table:
+    """What is to say of a source as a whole, a line for each part of it."""
+    lines = Table.grid(padding=(0, 2))
     service = f"captured by process {status.service}" if status.service is not None else "no service"
-    said = [f"{status.source}: {service}", f"log at {status.position}", f"{status.changes_per_s:,.1f} changes/s"]
+    lines.add_row(Text(status.source, style="bold"), f"{service}, {status.changes_per_s:,.1f} changes/s")
+    lines.add_row("log", f"{status.position}, {status.changes:,} changes, {status.transactions:,} transactions")
     if status.unreachable is not None:
-        return ", ".join([*said, f"the source does not answer: {status.unreachable}"])
-    said.append(f"lag {_bytes(status.lag_bytes)}, {_seconds(status.lag_s)}")
+        lines.add_row("source", Text(f"does not answer: {status.unreachable}", style="red"))
+        return lines
+    lines.add_row("lag", f"{_seconds(status.lag_s)}, {_bytes(status.lag_bytes)} up to {status.source_position}")
     slot = status.slot
     if slot is None:
-        return ", ".join([*said, "no slot yet"])
+        lines.add_row("slot", "none yet")
+        return lines
     room = "no limit" if slot.safe_bytes is None else f"{_bytes(slot.safe_bytes)} to spare"
-    said.append(
-        f"slot {slot.name} {'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}, "
-        f"{_bytes(slot.kept_bytes)} kept, {room}"
-    )
-    return ", ".join(said)
+    state = f"{'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}"
+    lines.add_row("slot", f"{slot.name}: {state}, {_bytes(slot.kept_bytes)} kept, {room}")
+    return lines
 
 
 def _capture_table(status: "CaptureStatus") -> Table:

@@ -1,6 +1,7 @@
 """Status and metrics of capture: true beside a service, without one, and when the source is away."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -179,6 +180,16 @@ def test_a_source_that_does_not_answer_is_a_status_that_says_so_soon(
     assert "is it running?" in status.unreachable
     assert "s3cret" not in status.unreachable
     assert (status.lag_bytes, status.lag_s, status.slot, status.changes) == (None, None, None, 570)
+
+
+def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_status_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dsn = f"postgresql://studio@127.0.0.1:{silent.getsockname()[1]}/x"
+        config = PostgresConfig.model_validate({"kind": "postgres", "dsn": dsn, "tables": ["t"]})
+        began_at = time.monotonic()
+        status = read(PostgresSource("studio", config), MemoryLog())
+        assert time.monotonic() - began_at < 4
+    assert status.unreachable is not None
 
 
 def metrics_of(*statuses: CaptureStatus) -> str:

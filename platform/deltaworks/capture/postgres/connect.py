@@ -62,7 +62,7 @@ def connect(
     try:
         return psycopg.connect(autocommit=True, **wanted)
     except psycopg.OperationalError as error:
-        raise _refused(error, wanted, name) from error
+        raise _refused(error, wanted, name, patience_s=timeout_s) from error
 
 
 @contextmanager
@@ -103,6 +103,8 @@ def _refused(
     error: psycopg.OperationalError,
     wanted: dict[str, Any],  # Any: the driver's own values
     name: str,
+    *,
+    patience_s: float,
 ) -> SourceUnreachableError | SourceNotReadyError:
     """The error for a connection that was not made, by the server's code and not by its words."""
     said, host = _without_password(_said(error), wanted), wanted.get("host") or wanted.get("hostaddr") or ""
@@ -115,7 +117,7 @@ def _refused(
             "sslmode=require (encrypted, not verified) or sslmode=disable"
         )
     needs_password = error.pgconn is not None and error.pgconn.needs_password
-    code = None if needs_password else sqlstate_of(conninfo.make_conninfo(**wanted))
+    code = None if needs_password else sqlstate_of(conninfo.make_conninfo(**wanted), patience_s=patience_s)
     if needs_password or (code is not None and not code.startswith(TRANSIENT)):
         return SourceNotReadyError(
             f"cannot connect source {name!r} as user {wanted.get('user', '')!r} to database "

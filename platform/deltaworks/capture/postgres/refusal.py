@@ -15,9 +15,6 @@ from pathlib import Path
 import psycopg
 from psycopg import pq
 
-PATIENCE_S = 5.0
-"""How long the second login may take."""
-
 _VERBOSE = 2
 # The word before the code is translated, the code is not: `FATAL:  28P01: …`.
 _CODE = re.compile(r":\s+(XX\d{3}|\d[0-9A-Z]{4}): ")
@@ -27,7 +24,7 @@ TRANSIENT = ("53", "57", "58", "XX")
 """Classes of refusals that may pass by themselves: too many connections, starting up, shutting down."""
 
 
-def sqlstate_of(conninfo: str, *, patience_s: float = PATIENCE_S) -> str | None:
+def sqlstate_of(conninfo: str, *, patience_s: float = 5.0) -> str | None:
     """The code with which the server refuses this login now; `None` when it does not, or never answers."""
     verbosity = _set_verbosity()
     if verbosity is None:
