@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, Self
 
-from deltaworks.errors import TerminalError
+from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import Lsn
 
 
 class LeaseLostError(TerminalError):
     """Another reader has taken this one's place; whoever lost it stands by again."""
+
+
+class LeaseHeldError(RetryableError):
+    """Another reader has the source and is alive; stand by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

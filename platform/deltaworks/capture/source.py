@@ -217,7 +217,8 @@ class Source(Protocol):
         """Take the right to be the one reader, over all machines.
 
         Raises:
-            RetryableError: another reader has it and is alive, or the source does not answer.
+            LeaseHeldError: another reader has it and is alive.
+            SourceUnreachableError: the source does not answer.
         """
 
     def current_position(self) -> Lsn:

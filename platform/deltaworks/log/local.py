@@ -131,6 +131,8 @@ class LocalLogWriter:
             self._start_segment(header.sequence)
         self._write(frame)
         self._sync()
+        # Whoever took the log over meanwhile copied its files before this group or with it: not ours to say.
+        self._check_may_write()
         self._segment = replace(self._segment, size=self._segment.size + byte_count)
         self._end = end_after(header)
         return header
@@ -166,6 +168,11 @@ class LocalLogWriter:
     def _start_segment(self, first_sequence: int) -> None:
         with self._full_if_no_space():
             segment = _create_segment(self.folder, first_sequence)
+        if os.fstat(segment.descriptor).st_size:
+            os.close(segment.descriptor)
+            raise FencedError(
+                f"cannot start {str(self.folder / segment_name(first_sequence))!r}: another writer has begun it"
+            )
         os.close(self._segment.descriptor)
         self._segment = segment
 

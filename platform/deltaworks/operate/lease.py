@@ -41,7 +41,9 @@ def warm_up() -> None:
 
 
 @contextmanager
-def leased(take: Callable[[], C], refusal: type[DeltaworksError], *, stop: threading.Event) -> Iterator[C | None]:
+def leased(
+    take: Callable[[], C], refusal: type[DeltaworksError] | tuple[type[DeltaworksError], ...], *, stop: threading.Event
+) -> Iterator[C | None]:
     """What `take` gives, as soon as it no longer raises `refusal`; `None` when `stop` came first."""
     held: C | None = None
     is_waiting = False

@@ -1,25 +1,38 @@
 """The change log: bring it to now, or be the service that keeps it there."""
 
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Self
 
+import structlog
+
+from deltaworks.capture.continuity import LeaseHeldError, LeaseLostError, SourceLease
 from deltaworks.capture.registry import open_source
 from deltaworks.capture.source import Finding, Source
 from deltaworks.config import Config
+from deltaworks.errors import RetryableError
 from deltaworks.log import recorder
 from deltaworks.log.change_log import FencedError, LogReader
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import DumpProgress
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.takeover import take_over
 from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
+
+LEAVE_PATIENCE_S = 1.0
+"""How long a writer that lost its lease may take to let go of the log; then it is taken from it."""
+
+logger = structlog.get_logger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is worked on, how much is done, and how much there is as far as known."""
@@ -87,11 +100,54 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     """
     folder, requests = config.log_folder(source), DumpRequests(config.dump_folder(source))
     warm_up()
-    with leased(lambda: LocalLogWriter.open(folder), FencedError, stop=stop) as writer:
-        if writer is None:
-            return
+    while not stop.is_set():
         with opened(config, source) as database:
-            recorder.follow(database, writer, LocalLogReader(folder), stop=stop, requests=requests)
+            take = partial(_Place.take, database, folder)
+            with leased(take, (RetryableError, FencedError), stop=stop) as place:
+                if place is None:
+                    return
+                try:
+                    recorder.follow(
+                        database, place.writer, LocalLogReader(folder), stop=stop, requests=requests, lease=place.lease
+                    )
+                except (LeaseLostError, FencedError) as error:
+                    # The one that took over is the service now; this one is there for when that dies.
+                    logger.warning("capture lost its place and stands by", source=source, error=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The place of the one reader: the lease on the source, then the lock of its log."""
+
+    lease: SourceLease
+    writer: LocalLogWriter
+
+    @classmethod
+    def take(cls, database: Source, folder: Path) -> Self:
+        """Take both; a log whose writer has no lease and does not leave is taken over."""
+        lease = database.lease()
+        try:
+            return cls(lease, _open_log(folder))
+        except BaseException:
+            lease.close()
+            raise
+
+    def close(self) -> None:
+        """Let another reader have it. The log first: the lease says that it is free."""
+        self.writer.close()
+        self.lease.close()
+
+
+def _open_log(folder: Path) -> LocalLogWriter:
+    deadline = time.monotonic() + LEAVE_PATIENCE_S
+    while True:
+        try:
+            return LocalLogWriter.open(folder)
+        except FencedError:
+            if time.monotonic() > deadline:
+                take_over(folder)
+                return LocalLogWriter.open(folder)
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -105,11 +161,11 @@ def _bring_to_now(
     database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None, requests: DumpRequests
 ) -> str:
     try:
-        writer = LocalLogWriter.open(folder)
-    except FencedError:
+        lease = database.lease()
+    except LeaseHeldError:
         _wait_for_service(database, reader)
         return "the capture service"
-    with writer:
+    with closing(lease), _open_log(folder) as writer:
         recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress), requests=requests)
     return "this run"
 

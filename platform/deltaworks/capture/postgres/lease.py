@@ -12,16 +12,14 @@ are the server's. Whoever holds the lease may end any stream of its source: ther
 import threading
 import time
 import zlib
-from typing import Self
 
 import psycopg
 import structlog
 from pydantic import SecretStr
 
-from deltaworks.capture.continuity import LeaseLostError
+from deltaworks.capture.continuity import LeaseHeldError, LeaseLostError
 from deltaworks.capture.postgres.catalog import AnyConnection, query
 from deltaworks.capture.postgres.connect import connect, translated
-from deltaworks.errors import RetryableError
 
 BEATS_PER_LEASE = 6
 """Some beats may be late before the lease is in danger."""
@@ -37,15 +35,10 @@ set idle_session_timeout = 0; set tcp_keepalives_idle = 5; set tcp_keepalives_in
 logger = structlog.get_logger()
 
 
-class LeaseHeldError(RetryableError):
-    """Another reader has the source and is alive; stand by."""
-
-
 class PostgresLease:
     """A `SourceLease`. Its beats are sent by a thread of its own, so a long step of the reader does not lose it."""
 
     def __init__(self, dsn: SecretStr, *, name: str, slot: str, lease_s: float) -> None:
-        """Use `take`."""
         self._dsn = dsn
         self._name = name
         self._slot = slot
@@ -57,18 +50,16 @@ class PostgresLease:
         self._is_held = False
         self._thread = threading.Thread(target=self._beat, name=f"lease of {name}", daemon=True)
 
-    @classmethod
-    def take(cls, dsn: SecretStr, *, name: str, slot: str, lease_s: float) -> Self:
-        """Take the lease, from a holder that has been silent for longer than `lease_s` too.
+    def take(self) -> None:
+        """Take the lease, from a holder that has been silent for longer than `lease_s` too. Call it until it works.
 
         Raises:
             LeaseHeldError: another reader has it and is alive.
             SourceUnreachableError: the server does not answer.
         """
-        lease = cls(dsn, name=name, slot=slot, lease_s=lease_s)
-        lease._acquire()
-        lease._thread.start()
-        return lease
+        with self._guard:
+            self._acquire()
+        self._thread.start()
 
     def is_held(self) -> bool:
         """Whether it is still ours, as of the last beat."""
@@ -83,6 +74,7 @@ class PostgresLease:
             try:
                 self._acquire()
             except LeaseHeldError as error:
+                self._drop()
                 raise LeaseLostError(f"cannot go on capturing {self._name!r}: {error}") from error
 
     def close(self) -> None:
@@ -92,16 +84,14 @@ class PostgresLease:
             self._drop()
 
     def _acquire(self) -> None:
-        connection = connect(self._dsn, name=self._name, application=f"deltaworks {self._name} lease")
-        try:
+        if self._connection is None or not self._is_alive():
+            self._drop()
+            self._connection = connect(self._dsn, name=self._name, application=f"deltaworks {self._name} lease")
             with translated(f"take the lease of source {self._name!r}"):
-                connection.execute(_SETTINGS)
-                self._lock(connection)
-                self._end_stream(connection)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
+                self._connection.execute(_SETTINGS)
+        with translated(f"take the lease of source {self._name!r}"):
+            self._lock(self._connection)
+            self._end_stream(self._connection)
         self._is_held = True
 
     def _lock(self, connection: AnyConnection) -> None:

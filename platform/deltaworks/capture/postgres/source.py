@@ -60,6 +60,7 @@ class PostgresSource:
         self.repairs_gaps = config.on_gap == "repair"
         self.slot_alarm_bytes = config.slot_alarm_bytes
         self._lease_s = config.lease_s
+        self._asked_lease: PostgresLease | None = None
         self._dsn = config.dsn
         self._wanted = preflight.Wanted(
             source=name,
@@ -185,7 +186,14 @@ class PostgresSource:
         Raises:
             LeaseHeldError: another reader has it and is alive.
         """
-        return PostgresLease.take(self._dsn, name=self.name, slot=self._wanted.slot, lease_s=self._lease_s)
+        lease = self._asked_lease or PostgresLease(
+            self._dsn, name=self.name, slot=self._wanted.slot, lease_s=self._lease_s
+        )
+        # A standby asks again and again, over one connection.
+        self._asked_lease = lease
+        lease.take()
+        self._asked_lease = None
+        return lease
 
     def current_position(self) -> Lsn:
         """A position at or after every change visible now."""
@@ -268,6 +276,9 @@ class PostgresSource:
             if connection is not None:
                 connection.close()
         self._connection = self._readings = None
+        if self._asked_lease is not None:
+            self._asked_lease.close()
+            self._asked_lease = None
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[AnyConnection]:
