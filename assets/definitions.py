@@ -7,6 +7,7 @@ import dagster as dg
 from assets import names
 from assets.captured import captured_tables, source_tables
 from assets.checks import expectation_checks, source_checks
+from assets.dumps import dumped_tables
 from assets.enriched import enriched_tables
 from assets.modeled import modeled_tables
 from assets.released import released_views
@@ -40,6 +41,7 @@ def build(config_path: Path) -> dg.Definitions:
         assets=[
             *(spec for source, settings in sources for spec in source_tables(source, settings)),
             *(captured_tables(source, settings) for source, settings in sources),
+            *(dumped_tables(source, settings) for source, settings in sources),
             *(stored_tables(source, settings) for source, settings in sources),
             *enriched,
             modeled,

@@ -13,6 +13,11 @@ def captured(source: str, table: str) -> dg.AssetKey:
     return dg.AssetKey(["captured", source, table])
 
 
+def dumped(source: str) -> dg.AssetKey:
+    """Existing rows of a source's tables, read again on demand; a partition per table."""
+    return dg.AssetKey(["dumped", source])
+
+
 def stored(source: str, table: str) -> dg.AssetKey:
     """A table in the lake, in step with the log."""
     return dg.AssetKey(["stored", source, table])

@@ -76,7 +76,7 @@ class DumpRequest:
         """A request with an id of its own; ids sort by time."""
         asked_at = datetime.now(UTC)
         return cls(
-            id=f"{asked_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
+            id=f"{asked_at:%Y%m%d-%H%M%S}-{asked_at.microsecond // 1000:03}{uuid.uuid4().hex[:4]}",
             tables=tuple(dict.fromkeys(tables)),
             keys=tuple(dict.fromkeys(keys)),
             where=where,
