@@ -14,6 +14,7 @@ from typing import Self
 
 import structlog
 
+from deltaworks.capture import registry
 from deltaworks.capture.continuity import LeaseHeldError, LeaseLostError, SourceLease
 from deltaworks.capture.registry import open_source
 from deltaworks.capture.source import Finding, Source
@@ -100,6 +101,7 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     """
     folder, requests = config.log_folder(source), DumpRequests(config.dump_folder(source))
     warm_up()
+    registry.warm_up(config.source(source))
     while not stop.is_set():
         with opened(config, source) as database:
             take = partial(_Place.take, database, folder)

@@ -1,0 +1,11 @@
+"""The made-up stream that compiles the decoder."""
+
+from deltaworks.capture.postgres.warm import compile_loops
+
+
+def test_every_kind_of_column_goes_through_the_compiled_loops() -> None:
+    (batch,) = compile_loops().batches
+    assert batch.rows.column("_op").to_pylist() == ["c", "u", "u", "d"]
+    made = batch.rows.to_pylist()[0]
+    assert made["_as_text"] is None
+    assert all(made[name] is not None for name in batch.schema.names)
