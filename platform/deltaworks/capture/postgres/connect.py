@@ -41,7 +41,7 @@ def connect(
         SourceNotReadyError: the server refuses: wrong credentials, no such database, no right; or it
             cannot show who it is.
     """
-    parts = _parse(dsn, name)
+    parts = parse(dsn, name=name)
     asked = " ".join(part for part in (str(parts.get("options") or ""), SESSION_OPTIONS) if part)
     if not replication:
         asked += f" -c lock_timeout={LOCK_TIMEOUT_S * 1000} -c synchronous_commit=local"
@@ -88,7 +88,12 @@ def translated(what: str) -> Iterator[None]:
         raise TerminalError(f"cannot {what}: {_said(error)}") from error
 
 
-def _parse(dsn: SecretStr, name: str) -> dict[str, Any]:
+def parse(dsn: SecretStr, *, name: str) -> dict[str, Any]:  # Any: the driver's own values
+    """The parts of a connection string.
+
+    Raises:
+        SourceNotReadyError: it is none.
+    """
     try:
         return dict(conninfo.conninfo_to_dict(dsn.get_secret_value()))
     except psycopg.ProgrammingError:

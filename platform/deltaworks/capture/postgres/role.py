@@ -2,10 +2,11 @@
 
 from importlib.resources import files
 
-from psycopg import conninfo, sql
+from psycopg import sql
 from pydantic import SecretStr
 
 from deltaworks.capture.postgres.catalog import quoted
+from deltaworks.capture.postgres.connect import parse
 from deltaworks.capture.postgres.preflight import Wanted, create_publication
 
 DEFAULT_ROLE = "deltaworks"
@@ -16,8 +17,11 @@ def role_sql(dsn: SecretStr, wanted: Wanted, *, version: int = 0) -> str:
     """The statements for the user of this connection string; asks no server, and holds no password.
 
     `version` is the server's, as a number like 180000; 0 leaves out what only newer ones know.
+
+    Raises:
+        SourceNotReadyError: it is no connection string.
     """
-    parts = conninfo.conninfo_to_dict(dsn.get_secret_value())
+    parts = parse(dsn, name=wanted.source)
     role, database = str(parts.get("user") or DEFAULT_ROLE), str(parts.get("dbname") or parts.get("user") or "postgres")
     names = list(dict.fromkeys(name.namespace for name in wanted.tables))
     grants = [
