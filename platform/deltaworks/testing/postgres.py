@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psycopg
+
 from deltaworks.errors import TerminalError
 
 UNPRIVILEGED_USER = "nobody"
@@ -113,6 +115,41 @@ class PostgresServer:
         server = cls(folder=folder, port=port, superuser=superuser, _process=process)
         server._wait_until_ready()
         return server
+
+    def start_standby(
+        self,
+        folder: Path,
+        *,
+        slot: str = "standby",
+        settings: Mapping[str, str] | None = None,
+        binaries: Path | None = None,
+    ) -> "PostgresServer":
+        """Copy this running server to `folder` and start the copy as its standby, which may be read.
+
+        `slot` is the physical replication slot that is made for it.
+
+        Raises:
+            ServerNotStartedError: the copy failed, or the standby gave up.
+        """
+        folder = folder.resolve()
+        binaries = (binaries or embedded_binaries()).resolve()
+        account = _account_for(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if account.switch:
+            os.chown(folder, account.uid, account.gid)
+        primary = f"host=127.0.0.1 port={self.port} user={self.superuser} dbname=postgres"
+        command = [str(binaries / "pg_basebackup"), "-D", str(folder), "-d", primary, "-C", "-S", slot]
+        _run([*command, "-R", "-X", "stream", "-c", "fast", "--no-sync"], account, what=f"copy a server to {folder}")
+        folder.chmod(0o700)
+        wanted = {"primary_conninfo": primary, "primary_slot_name": slot, "hot_standby_feedback": "on"}
+        return PostgresServer.start(
+            folder, settings={**wanted, **(settings or {})}, superuser=self.superuser, binaries=binaries
+        )
+
+    def promote(self) -> None:
+        """Make a standby a primary, and wait until it takes writes."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute("select pg_catalog.pg_promote(true, 60)")
 
     @property
     def pid(self) -> int:
@@ -242,6 +279,10 @@ def _create_data_folder(folder: Path, *, binaries: Path, account: _Account, supe
         os.chown(folder, account.uid, account.gid)
     command = [str(binaries / "initdb"), "-D", str(folder), "-U", superuser, "--auth=trust"]
     command += ["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    _run(command, account, what=f"create a database in {str(folder)!r}")
+
+
+def _run(command: list[str], account: _Account, *, what: str) -> None:
     done = subprocess.run(  # noqa: S603  every word of the command is ours
         command,
         capture_output=True,
@@ -254,10 +295,8 @@ def _create_data_folder(folder: Path, *, binaries: Path, account: _Account, supe
         extra_groups=account.extra_groups,
     )
     if done.returncode != 0:
-        raise ServerNotStartedError(
-            f"cannot create a database in {str(folder)!r}; mend what initdb says and start again:\n"
-            f"{done.stderr.strip()}"
-        )
+        program = Path(command[0]).name
+        raise ServerNotStartedError(f"cannot {what}; mend what {program} says and start again:\n{done.stderr.strip()}")
 
 
 def _check_reachable(path: Path, account: _Account) -> None:
