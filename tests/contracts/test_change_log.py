@@ -276,3 +276,45 @@ def test_one_reader_serves_many_threads_while_the_log_grows(writer: LogWriter, r
     for thread in threads:
         thread.join(20)
     assert seen == [list(range(30))] * 3
+
+
+def append_parts(writer: LogWriter, count: int) -> None:
+    """Parts of a transaction, each with 40 changes, without its last part."""
+    at = writer.end().position.value
+    for _ in range(count):
+        writer.append(group(at, batch(list(range(40))), after=at, is_partial=True))
+
+
+def test_parts_of_a_transaction_become_visible_with_the_last_one(writer: LogWriter, reader: LogReader) -> None:
+    append_run(writer, 1)
+    before = reader.end()
+
+    append_parts(writer, 5)
+
+    assert reader.end() == before
+    assert len(list(reader.read(after_sequence=-1))) == len(list(reader.headers_backwards())) == 1
+    assert not reader.wait(after_sequence=0, timeout_s=0.01)
+    writer.append(group(2, batch([40]), after=1, transaction_count=1))
+    assert reader.end() == writer.end()
+    found = list(reader.read(after_sequence=0))
+    assert [stored.header.is_partial for stored in found] == [True] * 5 + [False]
+    assert {stored.header.position for stored in found[:-1]} == {Lsn(1)}
+
+
+@pytest.mark.parametrize("before", [0, 1, 7])
+def test_a_transaction_without_its_last_part_is_forgotten(log: Implementation, reader: LogReader, before: int) -> None:
+    writer = log.open_writer()
+    append_run(writer, before)
+    end = writer.end()
+    append_parts(writer, 5)
+    writer.discard_partial()
+    assert (writer.end(), reader.end()) == (end, end)
+
+    append_parts(writer, 5)
+    writer.close()
+    again = log.open_writer()
+
+    assert (again.end(), reader.end()) == (end, end)
+    append_run(again, 2)
+    assert [stored.header.sequence for stored in reader.read(after_sequence=-1)] == list(range(before + 2))
+    again.close()

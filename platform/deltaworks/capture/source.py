@@ -122,6 +122,9 @@ class Slice:
     all changes before a mark are in slices up to and including the one that carries it.
     `mark_position`, `mark_committed_at`: the commit position of that mark, and its time.
     `is_awaited`: the server waits for this position to be confirmed, for example to shut down.
+    `is_partial`: the transaction goes on in the next slice; nothing else is in this one, and `position`
+    is still the one before it. Only a transaction too large for memory comes in such a run, and the
+    slice that ends the run has the position behind it. It must become visible as a whole.
     """
 
     batches: tuple[ChangeBatch, ...] = ()
@@ -131,6 +134,7 @@ class Slice:
     mark_position: Lsn | None = None
     mark_committed_at: datetime | None = None
     is_awaited: bool = False
+    is_partial: bool = False
 
 
 class ChangeStream(Protocol):

@@ -57,6 +57,8 @@ class Group:
     `transaction_count`: source transactions in this group.
     `progress`: capture's state after this group, JSON values only.
     `proof`: what the reader of the source vouches for in it, `None` from writers that read no source.
+    `is_partial`: its one transaction goes on in the next group, under the position before it. Such a run is durable
+    group by group and becomes visible with its last one; a run that was never ended is forgotten.
     """
 
     batches: tuple[ChangeBatch, ...]
@@ -65,6 +67,7 @@ class Group:
     transaction_count: int = 0
     progress: Mapping[str, Any] = field(default_factory=dict)
     proof: Proof | None = None
+    is_partial: bool = False
 
     @property
     def change_count(self) -> int:
@@ -95,6 +98,7 @@ class GroupHeader:
     appended_at: datetime
     progress: Mapping[str, Any]
     proof: Proof | None = None
+    is_partial: bool = False
 
     @property
     def chain(self) -> Chain:
@@ -120,6 +124,8 @@ class LogEnd:
     epoch: int
     progress: Mapping[str, Any]
     chain: Chain = NO_TRANSACTION
+    is_partial: bool = False
+    """Whether the last group's transaction goes on in the next group; only the writer sees such an end."""
 
 
 EMPTY_END = LogEnd(sequence=-1, offset=0, position=START, epoch=0, progress={})
@@ -135,7 +141,8 @@ class LogReader(Protocol):
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """Groups with a larger sequence, in order, each whole, up to the end as of now.
 
-        Stops early once `max_changes` were given (always after at least one group).
+        Stops early once `max_changes` were given (always after at least one group), even within a
+        transaction that is too large for one group: `is_partial` says so of every group but its last.
 
         Raises:
             OffsetRetiredError: groups in between are no longer kept.
@@ -168,6 +175,9 @@ class LogWriter(Protocol):
             LogFailedError: the sync failed; this writer is dead.
             FencedError: a newer writer took over.
         """
+
+    def discard_partial(self) -> None:
+        """Forget the parts of a transaction whose last part was not appended; opening a writer does the same."""
 
     def close(self) -> None:
         """Let another writer in."""

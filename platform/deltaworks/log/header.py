@@ -57,6 +57,7 @@ def next_header(group: Group, *, end: LogEnd, epoch: int, appended_at: datetime)
         appended_at=appended_at,
         progress=dict(group.progress),
         proof=group.proof,
+        is_partial=group.is_partial,
     )
 
 
@@ -69,6 +70,7 @@ def end_after(header: GroupHeader) -> LogEnd:
         epoch=header.epoch,
         progress=header.progress,
         chain=header.chain,
+        is_partial=header.is_partial,
     )
 
 

@@ -130,12 +130,20 @@ class LocalLogWriter:
         if self._segment.size and self._segment.size + byte_count > self._segment_bytes:
             self._start_segment(header.sequence)
         self._write(frame)
-        self._sync()
+        self._sync(is_visible=not group.is_partial)
         # Whoever took the log over meanwhile copied its files before this group or with it: not ours to say.
         self._check_may_write()
         self._segment = replace(self._segment, size=self._segment.size + byte_count)
         self._end = end_after(header)
         return header
+
+    def discard_partial(self) -> None:
+        """See `LogWriter.discard_partial`."""
+        if not self._end.is_partial:
+            return
+        self._check_may_write()
+        os.close(self._segment.descriptor)
+        self._segment, self._end = _recover(self.folder, _published_before(self.folder))
 
     def close(self) -> None:
         """Let another writer in; a second call does nothing."""
@@ -186,12 +194,14 @@ class LocalLogWriter:
             self._cut_back()
             raise
 
-    def _sync(self) -> None:
+    def _sync(self, *, is_visible: bool) -> None:
         try:
             faults.reach("log.before_fsync")
             os.fdatasync(self._segment.descriptor)
             faults.reach("log.after_fsync")
-            write_end(self._end_file, epoch=self.epoch, count=self._end.sequence + 2)
+            # A part of a transaction is durable and not seen before the last one is, and then all are.
+            if is_visible:
+                write_end(self._end_file, epoch=self.epoch, count=self._end.sequence + 2)
         except OSError as error:
             # After a failed sync the kernel may drop the dirty pages and report success the next time
             # (fsync(2), "EIO"), so this file handle can never promise anything again.
@@ -239,32 +249,47 @@ class _Segment:
 def _recover(folder: Path, published: PublishedEnd) -> tuple[_Segment, LogEnd]:
     """Cut what was never acknowledged, make the rest durable, and return where to go on."""
     known = segments(folder)
-    if not known:
-        _check_count(folder, published, found=0)
-        return _create_segment(folder, 0), EMPTY_END
-    first = known[-1]
-    descriptor = os.open(folder / segment_name(first), os.O_RDWR | os.O_CLOEXEC)
+    while known:
+        first = known[-1]
+        segment, end = _recover_segment(folder, first, published)
+        if end is None and first > 0:
+            # The writer died between creating the segment and its first group, or within a transaction.
+            last = _last_header(folder, known[-2], first - 1)
+            end = None if last.is_partial else end_after(last)
+        if end is not None or first == 0:
+            end = end or EMPTY_END
+            _check_count(folder, published, found=end.sequence + 1)
+            return segment, end
+        os.close(segment.descriptor)
+        os.unlink(folder / segment_name(first))
+        _sync_folder(folder)
+        known.pop()
+    _check_count(folder, published, found=0)
+    return _create_segment(folder, 0), EMPTY_END
+
+
+def _recover_segment(folder: Path, first: int, published: PublishedEnd) -> tuple[_Segment, LogEnd | None]:
+    """A segment without its torn tail and the parts of an unfinished transaction; `None` when nothing is left."""
+    path = folder / segment_name(first)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        found, size = _whole_frames(descriptor, folder / segment_name(first), first, published.count)
-        count = first + len(found)
-        _check_count(folder, published, found=count)
+        found, size = _whole_frames(descriptor, path, first, published.count)
+        while found and found[-1].header().is_partial:
+            size = found.pop().start
         if os.fstat(descriptor).st_size > size:
-            logger.warning("cut a torn tail off the log", segment=segment_name(first), sequence=count, at_byte=size)
+            logger.warning("cut an unfinished tail off the log", segment=path.name, sequence=first + len(found))
             os.ftruncate(descriptor, size)
         # A whole frame may have been written but not synced when its writer died.
         os.fsync(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
-    end = EMPTY_END
-    if found:
-        last = found[-1].header()
-        check_follows(last, sequence=count - 1, previous=None, where=str(folder))
-        end = end_after(last)
-    elif first > 0:
-        # The writer died between creating the segment and its first group.
-        end = end_after(_last_header(folder, known[-2], first - 1))
-    return _Segment(first_sequence=first, descriptor=descriptor, size=size), end
+    segment = _Segment(first_sequence=first, descriptor=descriptor, size=size)
+    if not found:
+        return segment, None
+    last = found[-1].header()
+    check_follows(last, sequence=first + len(found) - 1, previous=None, where=str(folder))
+    return segment, end_after(last)
 
 
 def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -> tuple[list[Frame], int]:

@@ -49,6 +49,15 @@ class MemoryLog:
     def _end(self) -> LogEnd:
         return end_after(self._groups[-1].header) if self._groups else EMPTY_END
 
+    def _visible_end(self) -> LogEnd:
+        """The end without the parts of a transaction whose last part is missing."""
+        last = next((group.header for group in reversed(self._groups) if not group.header.is_partial), None)
+        return end_after(last) if last is not None else EMPTY_END
+
+    def _discard_partial(self) -> None:
+        with self._changed:
+            del self._groups[self._visible_end().sequence + 1 :]
+
     def _append(self, group: Group, epoch: int) -> GroupHeader:
         with self._changed:
             header = next_header(group, end=self._end(), epoch=epoch, appended_at=datetime.now(UTC))
@@ -57,6 +66,7 @@ class MemoryLog:
             return header
 
     def _release(self) -> None:
+        self._discard_partial()
         with self._changed:
             self._is_held = False
 
@@ -84,6 +94,10 @@ class MemoryLogWriter:
             raise FencedError(f"cannot write the log with epoch {self.epoch!r}: this writer was closed; open it again")
         return self._log._append(group, self.epoch)
 
+    def discard_partial(self) -> None:
+        """See `LogWriter.discard_partial`."""
+        self._log._discard_partial()
+
     def close(self) -> None:
         """Let another writer in; a second call does nothing."""
         if not self._is_closed:
@@ -105,7 +119,7 @@ class MemoryLogReader:
 
     def end(self) -> LogEnd:
         """The end as of now."""
-        return self._log._end()
+        return self._log._visible_end()
 
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """See `LogReader.read`."""
@@ -123,10 +137,10 @@ class MemoryLogReader:
         check_not_ahead(after_sequence, self.end(), where="the log in memory")
         deadline = time.monotonic() + timeout_s
         with self._log._changed:
-            while self._log._end().sequence <= after_sequence:
+            while self._log._visible_end().sequence <= after_sequence:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not self._log._changed.wait(left_s):
-                    return self._log._end().sequence > after_sequence
+                    return self._log._visible_end().sequence > after_sequence
         return True
 
     def _read(self, sequence: int, last: int, max_changes: int | None) -> Iterator[StoredGroup]:

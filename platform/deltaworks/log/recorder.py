@@ -150,6 +150,8 @@ class _Run:
         self._start()
         if self._lease is not None:
             self._lease.check()
+        # The stream begins with the whole transaction again.
+        self._writer.discard_partial()
         end = self._writer.end()
         self._source.prepare(with_slot=end.sequence < 0)
         tables = [schema.name for schema in self._source.tables()]
@@ -251,6 +253,10 @@ class _Run:
         return target is not None and target in self._marks_met and is_settled and not self._is_unsaved
 
     def _step(self, stream: ChangeStream) -> None:
+        if self._writer.end().is_partial:
+            # Nothing comes between the parts of a transaction.
+            self._take_part(stream)
+            return
         self._watch.look()
         is_sweeping = self._sweep_some(stream)
         wait_s = self._dumping.advance()
@@ -260,10 +266,7 @@ class _Run:
             if self._is_unsaved:
                 self._record_group(stream, Slice(position=self._writer.end().position))
             return
-        for batch in taken.batches:
-            self._watch.note(batch, position=taken.position)
-            self._dumping.remember(batch)
-        self._follow_schema(taken.position)
+        self._note(taken)
         reads = self._dumping.settle(taken)
         if taken.mark is not None:
             self._marks_met.add(taken.mark)
@@ -271,6 +274,24 @@ class _Run:
             self._record_group(stream, replace(taken, batches=(*taken.batches, *reads)))
         if reads:
             faults.reach("dump.after_emit")
+
+    def _take_part(self, stream: ChangeStream) -> None:
+        """Append what comes next of a transaction that is too large for one group."""
+        taken = stream.next(timeout_s=IDLE_S)
+        if taken is None:
+            return
+        self._note(taken)
+        reads = self._dumping.settle(taken)
+        if taken.mark is not None:
+            self._marks_met.add(taken.mark)
+        # The last part may be empty, and makes the others visible all the same.
+        self._record_group(stream, replace(taken, batches=(*taken.batches, *reads)))
+
+    def _note(self, taken: Slice) -> None:
+        for batch in taken.batches:
+            self._watch.note(batch, position=taken.position)
+            self._dumping.remember(batch)
+        self._follow_schema(taken.position)
 
     def _must_note(self, taken: Slice) -> bool:
         """Whether a slice without changes is worth a group of its own."""
@@ -282,6 +303,7 @@ class _Run:
         if self._lease is not None and not self._lease.is_held():
             self._lease.check()
         end = self._writer.end()
+        is_part = taken.is_partial or end.is_partial
         watched = self._watch.to_json(sequence=end.sequence + 1)
         group = Group(
             batches=taken.batches,
@@ -289,7 +311,10 @@ class _Run:
             previous_position=end.position,
             transaction_count=taken.transaction_count,
             progress=self._dumping.to_json() | watched | self._sweep.to_json(),
-            proof=Proof.of(taken.batches, after=end.chain, transaction_count=taken.transaction_count),
+            proof=Proof.of(
+                taken.batches, after=end.chain, transaction_count=None if is_part else taken.transaction_count
+            ),
+            is_partial=taken.is_partial,
         )
         faults.reach("capture.before_append")
         self._append(group, stream)
