@@ -89,3 +89,19 @@ def slices_of(builder: SliceBuilder, data: bytes, *, pieces: Sequence[int] = (),
         room[: len(piece)] = piece
         builder.buffer.received(len(piece))
     yield builder.take()
+
+
+def stream_start(xid: int) -> bytes:
+    return b"S" + struct.pack(">IB", xid, 1)
+
+
+def stream_stop() -> bytes:
+    return b"E"
+
+
+def stream_commit(xid: int, commit_lsn: int, *, at_us: int = 0) -> bytes:
+    return b"c" + struct.pack(">IBQQq", xid, 0, commit_lsn, commit_lsn + 8, at_us)
+
+
+def stream_abort(xid: int, part: int) -> bytes:
+    return b"A" + struct.pack(">II", xid, part)

@@ -3,11 +3,13 @@
     bytes ──► ReceiveBuffer ──scan──► changes (offsets) ──group──► Shape.build ──► Slice
 
 Python runs per slice, per table in it, and per message that is no row: descriptions of tables,
-truncates, marks. Pure: it neither reads a socket nor asks the server; what a table looks like
-comes from `Relations.describe`.
+truncates, marks. It neither reads a socket nor asks the server; what a table looks like comes from
+`Relations.describe`. A transaction that has not ended, or outgrows the buffer, waits in a `Spill` and
+comes out at its commit as a run of slices.
 """
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,12 +26,16 @@ from deltaworks.capture.postgres.pgoutput import (
     MalformedMessageError,
     Message,
     Relation,
+    StreamAbort,
+    StreamCommit,
     StreamMessage,
+    StreamStart,
     Truncate,
     decode,
 )
 from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.postgres.shape import UnreadableRowError
+from deltaworks.capture.postgres.spill import Spill
 from deltaworks.capture.source import Slice
 from deltaworks.change import TRUNCATE, ChangeBatch
 from deltaworks.position import START, Lsn
@@ -37,6 +43,10 @@ from deltaworks.position import START, Lsn
 MARK_PREFIX = "deltaworks.mark"
 """The prefix of our marks in the WAL; other messages are not ours and are passed over."""
 
+REPLAYED_BYTES = 8 << 20
+"""The most that one slice of a spilled transaction is made of, and a message more."""
+
+_COMMIT_FORM = struct.Struct(">xBQQq")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_LINES = 4096
 _LSN_AT = slice(6, 14)
@@ -65,7 +75,17 @@ class SliceBuilder:
     _state: Longs = field(init=False)
     _changes: Longs = field(init=False)
     _transactions: Longs = field(init=False)
+    spill_folder: Path | None = None
+    """Where transactions wait that are too large for memory; the system's own folder when left out."""
     _pending_mark: str | None = None
+    _spills: dict[int, Spill] = field(default_factory=dict)
+    """Streamed transactions by id."""
+    _spill: Spill | None = None
+    """The one that arrives now."""
+    _replay: "_Replay | None" = None
+    _replaced: dict[int, Relation] = field(default_factory=dict)
+    _replaced_in: int = -1
+    """Descriptions that the transaction with this commit position found and replaced."""
 
     def __post_init__(self) -> None:
         self._state = scan.new_state(position=self.position.value, nearby_xid=self.nearby_xid)
@@ -101,6 +121,10 @@ class SliceBuilder:
         state[scan.MAX_CHANGES] = max_changes
         self.is_complete |= self.change_count >= max_changes
         while not (self.is_complete or self.is_foreign):
+            if self._spill is not None:
+                if self._keep(self._spill) == scan.WANT:
+                    break
+                continue
             why = scan.scan(
                 buffer.data, buffer.end, state, relations.ids, relations.slots, self._changes, self._transactions
             )
@@ -119,10 +143,14 @@ class SliceBuilder:
             self.is_complete = True
             return
         self._release()
+        if not self.buffer.room and self.buffer.is_large and self._state[scan.COUNT]:
+            self._spill_open()
         self.buffer.grow(1)
 
     def take(self, *, is_awaited: bool = False) -> Slice:
-        """All whole transactions since the last call."""
+        """All whole transactions since the last call, or the next part of a large one; see `Slice.is_partial`."""
+        if self._replay is not None:
+            return self._take_replayed(self._replay, is_awaited=is_awaited)
         state = self._state
         count = self.change_count
         taken = Slice(
@@ -138,6 +166,13 @@ class SliceBuilder:
         self.is_complete = False
         self._release()
         return taken
+
+    def close(self) -> None:
+        """Give back what transactions that have not ended hold on disk."""
+        for spill in (*self._spills.values(), *([self._spill] if self._spill else [])):
+            spill.close()
+        if self._replay is not None:
+            self._replay.close()
 
     def next_frame(self) -> tuple[bytes, bytes] | None:
         """Kind and body of a frame that is no replication data, once it is whole."""
@@ -165,6 +200,120 @@ class SliceBuilder:
             self.is_foreign = True
         else:
             raise self._malformed()
+
+    def _scan_kept(self) -> None:
+        """Go through all that is in the buffer, whole frames of one transaction."""
+        state, buffer, relations = self._state, self.buffer, self.relations
+        while True:
+            why = scan.scan(
+                buffer.data, buffer.end, state, relations.ids, relations.slots, self._changes, self._transactions
+            )
+            if why == scan.WANT:
+                return
+            self._handle(why)
+
+    def _keep(self, spill: Spill) -> int:
+        """Move what arrived for a transaction that is kept into its file; why that stopped."""
+        state, buffer = self._state, self.buffer
+        start = int(state[scan.AT])
+        why = scan.keep(buffer.data, buffer.end, state)
+        spill.write(buffer.data[start : state[scan.AT]])
+        if why == scan.ROOM:
+            spill.note_part(int(state[scan.XID]))
+        elif why == scan.CONTROL:
+            self._control_kept(spill)
+        elif why == scan.FOREIGN:
+            self.is_foreign = True
+        elif why == scan.MALFORMED:
+            raise self._malformed()
+        return why
+
+    def _control_kept(self, spill: Spill) -> None:
+        """Look at a message that is not kept: descriptions, and where a streamed or spilled transaction ends."""
+        state = self._state
+        data = self._frame()[scan.MESSAGE :]
+        if data[:1] == b"R":
+            message = self._decoded()
+            if isinstance(message, Relation):
+                spill.note_relation(message)
+        elif data[:1] == b"E":
+            self._spill = None
+            state[scan.HAS_XID] = 0
+        elif data[:1] == b"C" and len(data) == _COMMIT_FORM.size:
+            _flags, commit_lsn, end_lsn, committed_at = _COMMIT_FORM.unpack(data)
+            if spill.has_xid or commit_lsn != state[scan.BEGUN_LSN]:
+                raise self._malformed()
+            self._spill = None
+            self._begin_replay(spill, end_lsn, committed_at)
+        elif data[:1] not in {b"O", b"Y"}:
+            raise self._malformed()
+        state[scan.AT] = state[scan.STOP]
+
+    def _spill_open(self) -> None:
+        """Move the open transaction, which outgrew the buffer, into a file."""
+        state = self._state
+        spill = Spill(xid=int(state[scan.XID]), has_xid=False, folder=self.spill_folder)
+        if self._replaced_in == state[scan.BEGUN_LSN]:
+            for relation in self._replaced.values():
+                spill.note_relation(relation)
+        # Changes of no other transaction are left, so its first one is where the buffer begins.
+        spill.write(self.buffer.data[: state[scan.AT]])
+        state[scan.COUNT] = state[scan.ORDINAL] = 0
+        self._spill = spill
+        self._release()
+
+    def _stream_start(self, message: StreamStart) -> None:
+        if message.xid not in self._spills:
+            self._spills[message.xid] = Spill(xid=message.xid, has_xid=True, folder=self.spill_folder)
+        self._spill = self._spills[message.xid]
+        self._state[scan.HAS_XID] = 1
+        # No part has this id, so the first message notes its own.
+        self._state[scan.XID] = -1
+
+    def _stream_abort(self, message: StreamAbort) -> None:
+        spill = self._spills.get(message.xid)
+        if spill is None:
+            return
+        if message.subxid == message.xid:
+            self._spills.pop(message.xid).close()
+        else:
+            spill.cut(message.subxid)
+
+    def _stream_commit(self, message: StreamCommit) -> None:
+        spill = self._spills.pop(message.xid, None)
+        if spill is None:
+            spill = Spill(xid=message.xid, has_xid=True, folder=self.spill_folder)
+        self._begin_replay(spill, message.end_lsn, message.committed_at_us)
+
+    def _begin_replay(self, spill: Spill, end_lsn: int, committed_at: int) -> None:
+        state = self._state
+        txid = scan.widened(spill.xid, int(state[scan.NEARBY_XID]))
+        state[scan.NEARBY_XID] = max(state[scan.NEARBY_XID], txid)
+        state[scan.IN_TRANSACTION] = 0
+        committed_at_us = committed_at + scan.POSTGRES_EPOCH_US
+        inner = SliceBuilder(relations=self.relations, position=self.position, reports=self.reports)
+        self._replay = _Replay(inner, spill, commit=end_lsn, txid=txid, committed_at_us=committed_at_us)
+        self.is_complete = True
+
+    def _take_replayed(self, replay: "_Replay", *, is_awaited: bool) -> Slice:
+        state = self._state
+        batches, is_last = replay.next_batches(int(state[scan.MAX_CHANGES]))
+        if is_last:
+            self._replay, self.is_complete = None, False
+            state[scan.POSITION], state[scan.COMMITTED_AT_US] = replay.commit, replay.committed_at_us
+            self.position, self.mark = Lsn(replay.commit), replay.mark
+        taken = Slice(
+            batches=batches,
+            position=self.position,
+            transaction_count=int(is_last and replay.has_changes),
+            mark=self.mark,
+            mark_position=self.position if self.mark is not None else None,
+            mark_committed_at=from_epoch_us(replay.committed_at_us) if self.mark is not None else None,
+            is_awaited=is_awaited and is_last,
+            is_partial=not is_last,
+        )
+        self.mark = None
+        return taken
 
     def _transaction_count(self) -> int:
         # The open transaction's line is not in use before it ends.
@@ -199,6 +348,10 @@ class SliceBuilder:
         """Look at a message that is no row."""
         state = self._state
         message = self._decoded()
+        if isinstance(message, StreamCommit) and self.change_count:
+            # What was committed before it leaves first, under the position before it.
+            self.is_complete = True
+            return
         action = _ACTIONS.get(type(message))
         if action is not None:
             action(self, message)
@@ -206,12 +359,22 @@ class SliceBuilder:
 
     def _decoded(self) -> Message | StreamMessage:
         frame = self._frame()
+        data = frame[scan.MESSAGE :]
+        if self._state[scan.HAS_XID]:
+            data = data[:1] + data[5:]
         try:
-            return decode(frame[scan.MESSAGE :], lsn=_lsn(frame).value)
+            return decode(data, lsn=_lsn(frame).value)
         except MalformedMessageError as error:
             raise self._reported(str(error)) from error
 
     def _relation(self, message: Relation) -> None:
+        state = self._state
+        before = self.relations.known(message.id)
+        if before is not None and state[scan.COUNT] > state[scan.CLOSED]:
+            # Changes of this transaction refer to the description before; should they be spilled, it must be known.
+            if self._replaced_in != state[scan.BEGUN_LSN]:
+                self._replaced_in, self._replaced = int(state[scan.BEGUN_LSN]), {}
+            self._replaced.setdefault(message.id, before)
         self.relations.learn(message)
 
     def _truncate(self, message: Truncate) -> None:
@@ -296,6 +459,46 @@ class SliceBuilder:
         return MalformedMessageError(f"{what}; its bytes are in {path}: keep them for a report, they hold row data")
 
 
+class _Replay:
+    """Reads a spilled transaction back, a few changes at a time."""
+
+    def __init__(self, inner: SliceBuilder, spill: Spill, *, commit: int, txid: int, committed_at_us: int) -> None:
+        self.commit = commit
+        self.committed_at_us = committed_at_us
+        self.mark: str | None = None
+        self.has_changes = False
+        self._inner = inner
+        self._spill = spill
+        spill.rewind()
+        state = inner._state
+        state[scan.IN_TRANSACTION], state[scan.HAS_XID] = 1, spill.has_xid
+        inner._transactions[0] = commit, txid, committed_at_us
+
+    def next_batches(self, max_changes: int) -> tuple[tuple[ChangeBatch, ...], bool]:
+        """The next changes, and whether they are the last."""
+        inner, state = self._inner, self._inner._state
+        while state[scan.COUNT] < max_changes and inner.buffer.end < REPLAYED_BYTES and not self._spill.is_read:
+            if (relation := self._spill.next_relation()) is not None:
+                inner.relations.learn(relation)
+                continue
+            self._spill.read(inner.buffer)
+            inner._scan_kept()
+        count = int(state[scan.COUNT])
+        self.has_changes |= count > 0
+        self.mark = inner._pending_mark
+        batches = tuple(inner._batches(count)) if count else ()
+        state[scan.CLOSED] = count
+        inner._release()
+        is_last = self._spill.is_read
+        if is_last:
+            self.close()
+        return batches, is_last
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._spill.close()
+
+
 def from_epoch_us(microseconds: int) -> datetime:
     """A time given in microseconds since 1970, exactly."""
     return _EPOCH + timedelta(microseconds=microseconds)
@@ -318,4 +521,7 @@ _ACTIONS: dict[
     Relation: SliceBuilder._relation,  # type: ignore[dict-item]
     Truncate: SliceBuilder._truncate,  # type: ignore[dict-item]
     LogicalMessage: SliceBuilder._logical_message,  # type: ignore[dict-item]
+    StreamStart: SliceBuilder._stream_start,  # type: ignore[dict-item]
+    StreamAbort: SliceBuilder._stream_abort,  # type: ignore[dict-item]
+    StreamCommit: SliceBuilder._stream_commit,  # type: ignore[dict-item]
 }

@@ -44,6 +44,10 @@ class Relations:
         self._slot_of[relation.id] = slot
         self._lay_out()
 
+    def known(self, relation_id: int) -> Relation | None:
+        """The description that holds now."""
+        return self._known.get(relation_id)
+
     def slot(self, relation_id: int) -> int:
         """The slot of a relation, `scan.NOT_CAPTURED`, or `scan.UNKNOWN` when it was never described."""
         return self._slot_of.get(relation_id, scan.UNKNOWN)

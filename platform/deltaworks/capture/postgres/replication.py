@@ -95,6 +95,7 @@ class PostgresStream:
             # Whoever confirms too little gets it again; nothing is lost.
             pass
         finally:
+            self.builder.close()
             self.wire.close()
             self.connection.close()
 

@@ -70,6 +70,7 @@ MESSAGE = 30
 
 _DATA, _WAL, _KEEP_ALIVE = ord("d"), ord("w"), ord("k")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE = ord("B"), ord("C"), ord("I"), ord("U"), ord("D")
+_TRUNCATE, _LOGICAL_MESSAGE = ord("T"), ord("M")
 _NEW, _KEY, _OLD = ord("N"), ord("K"), ord("O")
 _TEXT, _BINARY, _NULL, _UNCHANGED = ord("t"), ord("b"), ord("n"), ord("u")
 _CREATED, _UPDATED, _DELETED = ord("c"), ord("u"), ord("d")
@@ -174,6 +175,48 @@ def scan(
                 return FULL
         else:
             return CONTROL
+        at = stop
+
+
+@compiled
+def keep(data: Bytes, end: int, state: Longs) -> int:
+    """Walk over whole frames that are kept for later, as `scan` does; why it stopped.
+
+    It stops at a message of another part of the transaction with `ROOM`, so that the caller can note
+    where that begins: `state[XID]` is the part's id.
+    """
+    at = state[AT]
+    while True:
+        state[AT] = at
+        state[STOP] = 0
+        if at + 5 > end:
+            return WANT
+        if data[at] != _DATA:
+            return FOREIGN
+        stop = at + 1 + u32(data, at + 1)
+        state[STOP] = stop
+        if stop > end:
+            return WANT
+        body = at + 5
+        if stop == body + _KEEP_ALIVE_SIZE and data[body] == _KEEP_ALIVE:
+            position = i64(data, body + 1)
+            if not state[IN_TRANSACTION] and position > state[POSITION]:
+                state[POSITION] = position
+            state[REPLY] |= data[body + 17] != 0
+            at = stop
+            continue
+        if stop <= body + _WAL_HEADER_SIZE or data[body] != _WAL:
+            return MALFORMED
+        kind = data[at + MESSAGE]
+        if kind not in (_INSERT, _UPDATE, _DELETE, _TRUNCATE, _LOGICAL_MESSAGE):
+            return CONTROL
+        if state[HAS_XID]:
+            if stop < at + MESSAGE + 5:
+                return MALFORMED
+            xid = u32(data, at + MESSAGE + 1)
+            if xid != state[XID]:
+                state[XID] = xid
+                return ROOM
         at = stop
 
 

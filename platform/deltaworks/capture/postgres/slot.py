@@ -151,7 +151,8 @@ def start_replication(
     """
     published = sql.Identifier(publication).as_string(connection)
     command = sql.SQL(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '2', streaming 'on', "
+        "publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(published))
     try:
         return wire.start(connection, command.as_bytes(connection))
