@@ -11,6 +11,8 @@ from deltaworks import operate
 from deltaworks.config import PostgresConfig
 from resources.deltaworks_config import DeltaworksConfig
 
+NO_GAP = "no_gap"
+
 
 def source_tables(source: str, settings: PostgresConfig) -> list[dg.AssetSpec]:
     """The tables of the operational database, which others write to."""
@@ -66,3 +68,31 @@ def captured_tables(source: str, settings: PostgresConfig) -> dg.AssetsDefinitio
             )
 
     return captured
+
+
+def gap_check(source: str, settings: PostgresConfig) -> dg.AssetChecksDefinition:
+    """One check per captured table: nothing that the source committed is missing from the log."""
+    keys = [names.captured(source, table.short) for table in settings.table_names]
+
+    @dg.multi_asset_check(
+        name=f"{NO_GAP}_{source}",
+        specs=[
+            dg.AssetCheckSpec(
+                NO_GAP,
+                asset=key,
+                description=f"No change of `{source}` was missed, or all that was missed is dumped again.",
+            )
+            for key in keys
+        ],
+    )
+    def no_gap(context: dg.AssetCheckExecutionContext, deltaworks: DeltaworksConfig) -> Iterator[dg.AssetCheckResult]:
+        gaps = operate.history(deltaworks.load(), source).gaps
+        for key in keys:
+            yield dg.AssetCheckResult(
+                passed=not gaps,
+                asset_key=key,
+                check_name=NO_GAP,
+                description="; ".join(gap.summary for gap in gaps) or "no gap is open",
+            )
+
+    return no_gap

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets import names
-from assets.captured import captured_tables, source_tables
+from assets.captured import captured_tables, gap_check, source_tables
 from assets.checks import expectation_checks, source_checks
 from assets.dumps import dumped_tables
 from assets.enriched import enriched_tables
@@ -17,6 +17,7 @@ from resources.dbt import dbt
 from resources.deltaworks_config import DeltaworksConfig
 from resources.object_store import ObjectStore
 from sensors.log_ahead import log_ahead_sensor
+from sensors.source_changed import source_changed_sensor
 
 
 def build(config_path: Path) -> dg.Definitions:
@@ -47,9 +48,16 @@ def build(config_path: Path) -> dg.Definitions:
             modeled,
             released_views(after=[*modeled.keys, *(key for assets in enriched for key in assets.keys)], config=config),
         ],
-        asset_checks=[*source_checks(config), *expectation_checks(config)],
+        asset_checks=[
+            *(gap_check(source, settings) for source, settings in sources),
+            *source_checks(config),
+            *expectation_checks(config),
+        ],
         jobs=list(loads.values()),
-        sensors=[log_ahead_sensor(source, job=load) for source, load in loads.items()],
+        sensors=[
+            *(log_ahead_sensor(source, job=load) for source, load in loads.items()),
+            *(source_changed_sensor(source) for source in loads),
+        ],
         resources={
             "deltaworks": DeltaworksConfig(path=str(config_path)),
             "dbt": dbt(config),

@@ -11,6 +11,7 @@
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
+| `history`  | schema changes and gaps of a source are read out of its log                |
 | `behind`   | it is known whether there is anything to load                              |
 
 `capture` and `process` do the work in this process when no service is running. When one is, it
@@ -38,6 +39,7 @@ from deltaworks.operate.dump import (
     parse_keys,
     want,
 )
+from deltaworks.operate.history import History, history
 from deltaworks.operate.lake import (
     LakeMovedError,
     Loaded,
@@ -64,6 +66,7 @@ __all__ = [
     "DumpPausedError",
     "DumpStatus",
     "Dumped",
+    "History",
     "LakeMovedError",
     "Loaded",
     "LoadedTable",
@@ -87,6 +90,7 @@ __all__ = [
     "expect",
     "follow_capture",
     "follow_process",
+    "history",
     "is_released",
     "lake_tables_of",
     "least_role",

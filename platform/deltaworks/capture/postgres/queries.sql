@@ -185,7 +185,11 @@ select a.attrelid::bigint as oid,
        pg_catalog.format_type(a.atttypid, a.atttypmod) as source_type,
        t.typname::text as base_type,
        not a.attnotnull as nullable,
-       a.atthasmissing as is_filled,
+       -- A partitioned table has no rows; its partitions have the default, perhaps under other numbers.
+       a.atthasmissing or exists (select 1
+                                  from pg_catalog.pg_partition_tree(a.attrelid) part
+                                  join pg_catalog.pg_attribute p on p.attrelid = part.relid and p.attname = a.attname
+                                  where p.atthasmissing) as is_filled,
        a.xmin::text as version,
        coalesce((select jsonb_object_agg(e.oid::text, e.enumlabel::text)
                  from pg_catalog.pg_enum e
