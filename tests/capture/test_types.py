@@ -108,3 +108,40 @@ def test_arrow_text_reads_as_the_same_column() -> None:
 def test_array_is_read_as_it_was_quoted(items: list[str | None]) -> None:
     quoted = ["NULL" if item is None else '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items]
     assert parse_array("{" + ",".join(quoted) + "}") == items
+
+
+@given(st.lists(st.none() | st.binary(max_size=20), max_size=8), st.integers(0, 3))
+def test_bytes_are_those_of_their_digits(values: list[bytes | None], start: int) -> None:
+    texts = pa.array([None if value is None else "\\x" + value.hex() for value in values], pa.string())
+    held = to_arrow(texts.slice(start), pa.binary())
+    held.array.validate(full=True)
+    assert (held.array.to_pylist(), held.texts) == (values[start:], {})
+
+
+@pytest.mark.parametrize("text", ["", "00", r"\x0", r"\xzz", r"\x00 11"])
+def test_text_that_is_no_digits_of_bytes_is_kept(text: str) -> None:
+    held = to_arrow([r"\x61", text], pa.binary())
+    assert (held.array.to_pylist(), held.texts) == ([b"a", None], {1: text})
+
+
+plain_words = st.text("abcXYZ019-.", min_size=1, max_size=4).filter(lambda word: word.upper() != "NULL")
+words = plain_words | st.text(max_size=4).filter(lambda word: "\0" not in word and word.isprintable())
+
+
+@given(st.lists(st.none() | st.lists(st.none() | plain_words) | st.lists(st.none() | words), max_size=5))
+def test_column_of_arrays_is_read_as_each_array_is(arrays: list[list[str | None] | None]) -> None:
+    texts = pa.array([None if items is None else array_text(items) for items in arrays], pa.string())
+    held = to_arrow(texts, pa.list_(pa.string()))
+    held.array.validate(full=True)
+    assert (held.array.to_pylist(), held.texts) == (arrays, {})
+
+
+def array_text(items: list[str | None]) -> str:
+    """An array as the server writes it, with quotes only where they must be."""
+    return "{" + ",".join("NULL" if item is None else element_text(item) for item in items) + "}"
+
+
+def element_text(item: str) -> str:
+    if item and item.upper() != "NULL" and not set(item) & set('{},"\\ ') and not item.isspace():
+        return item
+    return '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"'
