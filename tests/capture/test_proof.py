@@ -242,6 +242,15 @@ def test_a_stream_that_counted_other_transactions_than_it_gave_is_refused() -> N
         Proof.of(two, after=NO_TRANSACTION, transaction_count=3)
 
 
+@pytest.mark.parametrize("last", [[batch([3], commits=[40])], []])
+def test_a_transaction_of_many_groups_is_in_the_chain_once(last: list[ChangeBatch]) -> None:
+    before = NO_TRANSACTION.after([batch([0], commits=[10])])
+    first = Proof.of([batch([1], commits=[40])], after=before)
+    second = Proof.of([batch([2], commits=[40])], after=first.chain)
+    third = Proof.of(last, after=second.chain)
+    assert (first.chain.count, third.chain) == (2, first.chain)
+
+
 def test_a_proof_without_changes_is_empty_and_keeps_the_chain() -> None:
     chain = Chain(position=Lsn(5), count=3, digest=9)
     proof = Proof.of([], after=chain)
