@@ -37,8 +37,8 @@ def source_changed_sensor(source: str, *, running: bool = True) -> dg.SensorDefi
                 metadata={
                     "position": str(change.position),
                     "what": ", ".join(change.what),
-                    "old": dg.MetadataValue.json(change.old and dict(change.old)),
-                    "new": dg.MetadataValue.json(change.new and dict(change.new)),
+                    "old": dg.MetadataValue.json(dict(change.old or {})),
+                    "new": dg.MetadataValue.json(dict(change.new or {})),
                     "dumped_again_because": change.needs_dump or "not needed",
                 },
             )

@@ -10,7 +10,9 @@ from servers.postgres import Database
 from deltaworks import faults
 from deltaworks.capture.postgres.slot import AnotherDatabaseError
 from deltaworks.capture.postgres.source import PostgresSource
+from deltaworks.capture.source import SourceNotReadyError
 from deltaworks.log.memory import MemoryLog
+from deltaworks.log.watch import Watch
 from deltaworks.testing.postgres import PostgresServer
 
 Sources = Callable[..., PostgresSource]
@@ -133,3 +135,49 @@ def test_another_database_cluster_is_refused_whatever_its_slot_says(
         another.execute(*SETUP)
         with another.source("t") as source, pytest.raises(AnotherDatabaseError, match=r"cluster '.*' and .* leads to"):
             record(log, source)
+
+
+def test_log_that_the_server_keeps_for_the_slot_raises_an_alarm(
+    database: Database, sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP)
+    record(log, sources("t"))
+    database.execute("select pg_logical_emit_message(false, 'x', repeat('x', 2000000))")
+    record(log, sources("t", slot_alarm_bytes=1_000_000))
+    assert "the source keeps much log for the slot" in capsys.readouterr().out
+
+
+def test_slot_that_stands_while_other_log_passes_is_moved_by_a_heartbeat(database: Database, sources: Sources) -> None:
+    database.execute(*SETUP)
+    source = sources("t")
+    record(MemoryLog(), source)
+    beats: list[str] = []
+    now = [0.0]
+    watch = Watch(source=source, reader=MemoryLog().reader(), write_mark=lambda: beats.append("beat"), clock=now.pop)
+    for at in (0.0, 100.0, 200.0):
+        now[:] = [at, at]
+        database.execute("select pg_logical_emit_message(false, 'x', repeat('x', 17000000))")
+        watch.look()
+    assert beats, "the slot stood still while 17 MB passed"
+
+
+def test_publication_by_partition_names_is_refused_for_a_partitioned_table(
+    database: Database, sources: Sources
+) -> None:
+    name = f"deltaworks_{database.name}"
+    database.execute(
+        "create table m (id int primary key) partition by list (id)",
+        f"create publication {name} for table m with (publish_via_partition_root = false)",
+    )
+    with pytest.raises(SourceNotReadyError, match="publish_via_partition_root = true"):
+        record(MemoryLog(), sources("m"))
+
+
+def test_slot_of_an_older_server_is_made_one_that_standbys_keep(database: Database, sources: Sources) -> None:
+    if database.rows("select current_setting('server_version_num')::int >= 170000") != [(True,)]:
+        pytest.skip("standbys keep slots from PostgreSQL 17 on")
+    name = f"deltaworks_{database.name}"
+    database.execute(*SETUP, f"select pg_create_logical_replication_slot('{name}', 'pgoutput')")
+    record(MemoryLog(), sources("t"))
+    assert database.rows(f"select failover from pg_replication_slots where slot_name = '{name}'") == [(True,)]

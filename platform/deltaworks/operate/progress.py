@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from deltaworks.capture.continuity import Gap
 from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.holder import holder_of
@@ -86,7 +87,9 @@ def _logs(config: Config, lake: Lake) -> Iterator[StatusRow]:
         end = LocalLogReader(config.log_folder(name)).end()
         holder = holder_of(config.log_folder(name) / LOCK_FILE)
         service = f"written by process {holder}" if holder is not None else "no writer"
-        yield StatusRow(what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=service)
+        gaps = [Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())]
+        state = "; ".join([service, *(f"GAP, the tables are dumped again: {gap}" for gap in gaps)])
+        yield StatusRow(what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=state)
         loaded = last_load(lake, name)
         missing = end.offset - loaded.next_offset
         yield StatusRow(

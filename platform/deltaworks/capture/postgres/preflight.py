@@ -225,6 +225,16 @@ def _of_publication(state: State, wanted: Wanted, connection: AnyConnection) -> 
                 mend=_said(everything.format(sql.Identifier(wanted.publication)), connection),
             )
         )
+    partitioned = [str(name) for name, table in state.tables.items() if table.kind == "p"]
+    if partitioned and not state.publication["is_via_root"]:
+        # Changes would come under the names of partitions, which nobody has asked for.
+        through = sql.SQL("alter publication {} set (publish_via_partition_root = true)")
+        found.append(
+            Finding(
+                what=f"publication {wanted.publication!r} sends {', '.join(partitioned)} under the partitions' names",
+                mend=_said(through.format(sql.Identifier(wanted.publication)), connection),
+            )
+        )
     missing = unpublished(state, wanted)
     if missing and not (state.publication["is_owner"] and state.may_publish):
         names = ", ".join(map(str, missing))

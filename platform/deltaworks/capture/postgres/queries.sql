@@ -110,6 +110,7 @@ order by a.place
 -- name: publication
 -- What the publication sends, or no row when there is none.
 select pubinsert and pubupdate and pubdelete and pubtruncate as sends_all,
+       pubviaroot as is_via_root,
        pg_has_role(pubowner, 'usage') as is_owner
 from pg_catalog.pg_publication where pubname = %(publication)s
 
