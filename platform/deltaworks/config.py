@@ -48,7 +48,7 @@ class PostgresConfig(_Model):
     """The replication slot, made when it is missing; `deltaworks_<source>` when left out."""
     publication: str | None = None
     """The publication, made when it is missing and the role may; `deltaworks_<source>` when left out."""
-    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 500_000
     """Rows of a dump chunk at most; how many it has follows from `dump_chunk_s`, and from 32 MB of text."""
     dump_chunk_s: Annotated[float, Field(gt=0, le=60)] = 0.2
     """How long reading one chunk of a dump may take; what a crash can repeat, and how long one transaction is open."""

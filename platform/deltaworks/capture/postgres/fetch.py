@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,8 +34,11 @@ PIECE_BYTES = 1 << 20
 PIECE_ROWS = 16_384
 """Rows of a piece at most."""
 
-STALLED_S = 60.0
-"""How long the server may say nothing in the middle of a statement before its connection counts as broken."""
+WAKE_BYTES = 128 << 10
+"""Bytes worth waking up for while the server sends on."""
+
+MOMENT_MS = 2
+"""How long to wait for as many as that."""
 
 CANCEL_PATIENCE_S = 5.0
 
@@ -47,13 +51,15 @@ _HEADER_BYTES = 5
 
 @dataclass(slots=True)
 class Fetch:
-    """One statement with its values for `$1`, `$2`, …; every column comes as the server's text."""
+    """One statement with its values for `$1`, `$2`, …"""
 
     statement: bytes
     values: Sequence[str]
     column_count: int
     most_bytes: int
     """After this many bytes of rows the statement is cancelled, and the rows so far are all that come."""
+    in_binary: Sequence[bool] = ()
+    """Which columns come in the server's binary form, over the bare socket only; all others as its text."""
     is_cut: bool = False
     """Whether it was cancelled so; the transaction around it has failed then."""
     _received: int = field(default=0, init=False)
@@ -66,7 +72,7 @@ class Fetch:
         """
         is_complete = False
         try:
-            if _has_bare_socket(connection.pgconn):
+            if has_bare_socket(connection):
                 yield from _Exchange(self, connection).pieces()
             else:
                 yield from _asked_of_the_library(self, connection)
@@ -104,7 +110,7 @@ class _Exchange:
         self._is_ready = False
 
     def pieces(self) -> Iterator[Piece]:
-        with socket.socket(fileno=socket.dup(self._connection.pgconn.socket)) as wire:
+        with socket.socket(fileno=socket.dup(self._connection.pgconn.socket)) as wire, _woken_for(wire, WAKE_BYTES):
             _send(wire, _request(self._fetch))
             while not self._is_ready:
                 self._receive(wire)
@@ -125,17 +131,17 @@ class _Exchange:
             try:
                 count = wire.recv_into(free[taken:])
             except BlockingIOError:
-                if taken:
-                    break
-                _wait(wire, select.POLLIN)
+                # Whatever came after a moment is taken, however little: a statement's end has no more behind it.
+                if not _is_ready(wire, select.POLLIN, MOMENT_MS):
+                    if taken:
+                        break
+                    with _woken_for(wire, 1):
+                        _is_ready(wire, select.POLLIN)
                 continue
             if count == 0:
                 raise errors.ConnectionFailure("the server closed the connection in the middle of a statement")
             taken += count
             if self._end + taken >= PIECE_BYTES:
-                break
-            # Less than a piece: let the server send more, rather than work on a few rows.
-            if not _is_readable_soon(wire):
                 break
         self._end += taken
 
@@ -180,12 +186,13 @@ class _Exchange:
 
 
 def _request(fetch: Fetch) -> bytes:
-    """Parse, Bind, Execute and Sync: unnamed, all values and all columns as text."""
+    """Parse, Bind, Execute and Sync: unnamed, all values as text."""
     values = b"".join(struct.pack("!i", len(value)) + value for value in (text.encode() for text in fetch.values))
+    formats = struct.pack(f"!H{len(fetch.in_binary)}h", len(fetch.in_binary), *map(int, fetch.in_binary))
     return b"".join(
         (
             _message(b"P", b"\0" + fetch.statement + b"\0" + struct.pack("!h", 0)),
-            _message(b"B", b"\0\0" + struct.pack("!hH", 0, len(fetch.values)) + values + struct.pack("!h", 0)),
+            _message(b"B", b"\0\0" + struct.pack("!hH", 0, len(fetch.values)) + values + formats),
             _message(b"E", b"\0" + struct.pack("!i", 0)),
             _message(b"S", b""),
         )
@@ -202,21 +209,26 @@ def _send(wire: socket.socket, request: bytes) -> None:
         try:
             left = left[wire.send(left) :]
         except BlockingIOError:
-            _wait(wire, select.POLLOUT)
+            _is_ready(wire, select.POLLOUT)
 
 
-def _wait(wire: socket.socket, what: int) -> None:
-    # The library keeps its socket non-blocking, and the mode is shared with our copy of the descriptor.
+@contextmanager
+def _woken_for(wire: socket.socket, byte_count: int) -> Iterator[None]:
+    """Within, waiting ends when that many bytes are there: the server sends 8 kB at a time."""
+    before = wire.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, byte_count)
+    try:
+        yield
+    finally:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, before)
+
+
+def _is_ready(wire: socket.socket, what: int, within_ms: int | None = None) -> bool:
+    # The library keeps its socket non-blocking, and that mode is shared with our copy of the descriptor.
     waiting = select.poll()
     waiting.register(wire, what)
     # A server that is gone is told by keep-alives; one that works on a statement may be silent for long.
-    waiting.poll()
-
-
-def _is_readable_soon(wire: socket.socket) -> bool:
-    waiting = select.poll()
-    waiting.register(wire, select.POLLIN)
-    return bool(waiting.poll(1))
+    return bool(waiting.poll(within_ms))
 
 
 def _as_error(body: bytes) -> psycopg.Error:
@@ -229,7 +241,9 @@ def _as_error(body: bytes) -> psycopg.Error:
     return kind(fields.get(b"M", "the server gave no reason"))
 
 
-def _has_bare_socket(library: pq.abc.PGconn) -> bool:
+def has_bare_socket(connection: AnyConnection) -> bool:
+    """Whether the connection's bytes can be read directly: they are neither TLS's nor GSS's."""
+    library = connection.pgconn
     return not library.ssl_in_use and not getattr(library, "gssapi_in_use", False)
 
 

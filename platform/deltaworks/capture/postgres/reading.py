@@ -15,10 +15,12 @@ import pyarrow as pa
 from psycopg import sql
 
 from deltaworks.capture.postgres.batches import gather_texts
+from deltaworks.capture.postgres.binary_cells import is_read_from_binary, read_binary_cells
 from deltaworks.capture.postgres.catalog import AnyConnection, query, quoted, texts
 from deltaworks.capture.postgres.cells import Cells, read_cells
-from deltaworks.capture.postgres.fetch import Fetch, Piece
+from deltaworks.capture.postgres.fetch import Fetch, Piece, has_bare_socket
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.postgres.types import Held
 from deltaworks.capture.source import Chunk, Visibility
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.schema import TableName, TableSchema
@@ -66,16 +68,26 @@ def last_key(connection: AnyConnection, schema: TableSchema) -> Key | None:
     return tuple((column[0] or b"").decode() for column in columns) if columns and columns[0] else None
 
 
-def read_range(connection: AnyConnection, table: TableName, *, describe: Describe, see: See, within: Range) -> Chunk:
-    """The rows of a key range, from its beginning, in key order."""
+def read_range(
+    connection: AnyConnection,
+    table: TableName,
+    *,
+    describe: Describe,
+    see: See,
+    within: Range,
+    as_text: bool = False,
+) -> Chunk:
+    """The rows of a key range, from its beginning, in key order; `as_text` where binary does not hold a value."""
     began_at = time.monotonic()
     with _snapshot(connection, table, see) as visible_in:
         schema = describe(table, connection)
         bound = None if within.where is None else _bound(connection, schema, within)
-        rows = _Rows(schema)
-        fetch = _fetch(connection, _in_range(schema, within, bound=bound), len(schema.columns))
+        rows = _Rows(schema, in_binary=() if as_text or not has_bare_socket(connection) else _in_binary(schema))
+        fetch = rows.fetch(connection, _in_range(schema, within, bound=bound))
         with _condition_blamed(within.where, table):
             rows.take(fetch.run(connection))
+    if rows.has_odd_value:
+        return read_range(connection, table, describe=describe, see=see, within=within, as_text=True)
     if fetch.is_cut:
         following = rows.last_key
         if following is None:
@@ -102,8 +114,8 @@ def read_keys(
     with _snapshot(connection, table, see) as visible_in:
         schema = describe(table, connection)
         rows, absent = _Rows(schema), _Rows(schema, only=schema.key)
-        rows.take(_fetch(connection, _with_keys(schema, keys), len(schema.columns), most_bytes=1 << 62).run(connection))
-        absent.take(_fetch(connection, _without_row(schema, keys), len(schema.key)).run(connection))
+        rows.take(rows.fetch(connection, _with_keys(schema, keys), most_bytes=1 << 62).run(connection))
+        absent.take(absent.fetch(connection, _without_row(schema, keys)).run(connection))
     return Chunk(
         schema=schema,
         rows=rows.read(),
@@ -168,19 +180,36 @@ def _condition_blamed(where: str | None, table: TableName) -> Iterator[None]:
 class _Rows:
     """Rows as they arrive; with `only`, of those columns, and null in all others."""
 
-    def __init__(self, schema: TableSchema, only: Sequence[str] | None = None) -> None:
+    def __init__(self, schema: TableSchema, *, only: Sequence[str] = (), in_binary: Sequence[bool] = ()) -> None:
         self.count = 0
         self.last_key: Key | None = None
+        self.has_odd_value = False
+        """Whether a column that came in binary has a value that its type does not hold; nothing is read then."""
         self._schema = schema
         self._names = tuple(only or schema.names)
+        self._in_binary = tuple(in_binary) or (False,) * len(self._names)
         self._batches: list[pa.RecordBatch] = []
+
+    def fetch(self, connection: AnyConnection, select: _Select, *, most_bytes: int | None = None) -> Fetch:
+        """The statement that gives them."""
+        return Fetch(
+            select.text.as_bytes(connection),
+            select.values,
+            column_count=len(self._names),
+            most_bytes=CHUNK_BYTES if most_bytes is None else most_bytes,
+            in_binary=self._in_binary if any(self._in_binary) else (),
+        )
 
     def take(self, pieces: Iterator[Piece]) -> None:
         """Read every piece while the server sends the next."""
         for piece in pieces:
             cells = dict(zip(self._names, piece, strict=True))
-            self._batches.append(self._read(cells))
-            self.count += self._batches[-1].num_rows
+            batch = None if self.has_odd_value else self._read(cells)
+            if batch is None:
+                self.has_odd_value = True
+                continue
+            self._batches.append(batch)
+            self.count += batch.num_rows
             self.last_key = tuple(_text_at(cells[name], -1) for name in self._schema.key)
 
     def read(self) -> pa.RecordBatch:
@@ -188,8 +217,16 @@ class _Rows:
         arrow = self._schema.row_schema()
         return pa.concat_batches(self._batches) if self._batches else pa.RecordBatch.from_pylist([], schema=arrow)
 
-    def _read(self, cells: dict[str, Cells]) -> pa.RecordBatch:
-        held = {name: read_cells(cells[name], self._schema.column(name).type) for name in self._names}
+    def _read(self, cells: dict[str, Cells]) -> pa.RecordBatch | None:
+        held: dict[str, Held] = {}
+        for name, is_binary in zip(self._names, self._in_binary, strict=True):
+            kind = self._schema.column(name).type
+            if not is_binary:
+                held[name] = read_cells(cells[name], kind)
+            elif (array := read_binary_cells(cells[name], kind)) is not None:
+                held[name] = Held(array, {})
+            else:
+                return None
         count = len(cells[self._names[0]].sizes)
         as_text = gather_texts(held.items(), row_count=count)
         arrays = [
@@ -199,9 +236,9 @@ class _Rows:
         return pa.RecordBatch.from_arrays([as_text, *arrays], schema=self._schema.row_schema())
 
 
-def _fetch(connection: AnyConnection, select: _Select, column_count: int, *, most_bytes: int | None = None) -> Fetch:
-    most_bytes = CHUNK_BYTES if most_bytes is None else most_bytes
-    return Fetch(select.text.as_bytes(connection), select.values, column_count=column_count, most_bytes=most_bytes)
+def _in_binary(schema: TableSchema) -> tuple[bool, ...]:
+    """The columns to ask for in binary; never those of the key, whose text is the cursor."""
+    return tuple(column.name not in schema.key and is_read_from_binary(column.type) for column in schema.columns)
 
 
 def _in_range(schema: TableSchema, within: Range, *, bound: Key | None) -> _Select:
@@ -230,8 +267,9 @@ def _bound(connection: AnyConnection, schema: TableSchema, within: Range) -> Key
         conditions=sql.SQL(" and ").join(conditions),
         before=sql.Literal(within.limit - 1),
     )
-    pieces = list(_fetch(connection, _Select(text, values), len(schema.key)).run(connection))
-    return tuple(_text_at(cells, 0) for cells in pieces[0]) if pieces else None
+    rows = _Rows(schema, only=schema.key)
+    rows.take(rows.fetch(connection, _Select(text, values)).run(connection))
+    return rows.last_key
 
 
 def _range_conditions(
