@@ -10,6 +10,7 @@ from assets.checks import expectation_checks, source_checks
 from assets.dumps import dumped_tables
 from assets.enriched import enriched_tables
 from assets.modeled import modeled_tables
+from assets.readiness import readiness_check
 from assets.released import released_views
 from assets.stored import stored_tables
 from resources import environment
@@ -49,6 +50,7 @@ def build(config_path: Path) -> dg.Definitions:
             released_views(after=[*modeled.keys, *(key for assets in enriched for key in assets.keys)], config=config),
         ],
         asset_checks=[
+            *(readiness_check(source, settings) for source, settings in sources),
             *(gap_check(source, settings) for source, settings in sources),
             *source_checks(config),
             *expectation_checks(config),
