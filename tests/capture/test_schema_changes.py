@@ -1,6 +1,8 @@
 """Schema changes over a real server: the log ends with the source's rows, and says what happened."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from capture.replaying import record, replay, schema_changes, table_of
@@ -9,6 +11,7 @@ from servers.postgres import Database
 from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.source import SourceNotReadyError
 from deltaworks.log.memory import MemoryLog
+from deltaworks.log.recorder import follow
 
 Sources = Callable[..., PostgresSource]
 
@@ -260,3 +263,69 @@ def test_table_is_dumped_again_while_its_rows_change(database: Database, sources
     )
     record(log, sources("t", chunk_rows=5))
     assert replay(log, "t") == table_of(database, "t")
+
+
+def test_service_that_runs_follows_tables_that_go_and_come(
+    database: Database, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltaworks.log.watch.LOOK_EVERY_S", 0.1)
+    log, stop = MemoryLog(), threading.Event()
+    database.execute(*SETUP, "create table u (id int primary key, v text)", "insert into u values (1, 'old')")
+    reader = log.reader()
+
+    def wait_until(is_so: Callable[[], bool]) -> None:
+        for _ in range(150):
+            if is_so():
+                return
+            reader.wait(after_sequence=reader.end().sequence, timeout_s=0.2)
+        raise AssertionError("it did not happen in time")
+
+    with ThreadPoolExecutor() as pool, log.writer() as writer:
+        service = pool.submit(follow, sources("t", "u"), writer, reader, stop=stop)
+        try:
+            wait_until(lambda: len(replay(log, "u")) == 1 and len(replay(log, "t")) == 50)
+            database.execute("alter table t add x int default 3")
+            wait_until(lambda: replay(log, "t") == table_of(database, "t"))
+            database.execute("drop table u")
+            wait_until(lambda: any("table was dropped or renamed" in change.what for change in schema_changes(log)))
+            database.execute("insert into t (id) values (100)")
+            wait_until(lambda: replay(log, "t") == table_of(database, "t"))
+            database.execute("create table u (id int primary key, v text)", "insert into u values (2, 'new')")
+            wait_until(lambda: replay(log, "u") == table_of(database, "u"))
+            database.execute("insert into u values (3, 'newer')")
+            wait_until(lambda: replay(log, "u") == table_of(database, "u"))
+        finally:
+            stop.set()
+        service.result(timeout=30)
+    gone = [change for change in schema_changes(log) if "table was dropped or renamed" in change.what]
+    assert len(gone) == 1, "said once, not at every look"
+
+
+def test_table_that_had_another_name_for_a_while_is_dumped_without_what_was_deleted(
+    database: Database, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltaworks.log.watch.LOOK_EVERY_S", 0.1)
+    log, stop = MemoryLog(), threading.Event()
+    database.execute(*SETUP)
+    reader = log.reader()
+    with ThreadPoolExecutor() as pool, log.writer() as writer:
+        service = pool.submit(follow, sources("t"), writer, reader, stop=stop)
+        try:
+            for is_so in (
+                lambda: len(replay(log, "t")) == 50,
+                lambda: any("table was dropped or renamed" in change.what for change in schema_changes(log)),
+                lambda: replay(log, "t") == table_of(database, "t"),
+            ):
+                for _ in range(150):
+                    if is_so():
+                        break
+                    reader.wait(after_sequence=reader.end().sequence, timeout_s=0.2)
+                assert is_so()
+                if len(schema_changes(log)) == 0:
+                    database.execute("alter table t rename to t_away", "delete from t_away where id < 10")
+                elif not database.rows("select to_regclass('t')")[0][0]:
+                    database.execute("alter table t_away rename to t")
+        finally:
+            stop.set()
+        service.result(timeout=30)
+    assert len(replay(log, "t")) == 41

@@ -79,7 +79,7 @@ class TableSurvey:
     `files` maps the id of every part with rows (the table itself, or its partitions) to the name of its file,
     which a rewrite changes. `attached` are the parts that had rows when they became a part, as far as is known.
     `published` changes when the table is taken out of the publication and put back; `None` while it is out.
-    `formerly` are names of columns that once were.
+    `formerly` are names of columns that once were. `is_away` is the last that was seen of a table which is gone.
     """
 
     identity: int
@@ -90,6 +90,7 @@ class TableSurvey:
     files: Mapping[int, int] = field(default_factory=dict)
     attached: frozenset[int] = frozenset()
     formerly: frozenset[str] = frozenset()
+    is_away: bool = False
 
     @property
     def types(self) -> dict[str, str]:
@@ -108,6 +109,7 @@ class TableSurvey:
             files={int(part): file for part, file in stored["files"].items()},
             attached=frozenset(stored["attached"]),
             formerly=frozenset(stored["formerly"]),
+            is_away=stored.get("is_away", False),
         )
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -121,6 +123,7 @@ class TableSurvey:
             "files": {str(part): file for part, file in self.files.items()},
             "attached": sorted(self.attached),
             "formerly": sorted(self.formerly),
+            "is_away": self.is_away,
         }
 
 
@@ -240,7 +243,7 @@ def compare(old: Survey, new: Survey) -> Iterator[SchemaChange]:
         if what:
             yield _change(name, before, table, new.position, what=what, reasons=reasons, may_lose_rows=may_lose_rows)
     for name, table in old.tables.items():
-        if name not in new.tables:
+        if name not in new.tables and not table.is_away:
             yield _change(name, table, None, new.position, what=["table was dropped or renamed"])
 
 
@@ -249,7 +252,7 @@ def carry_over(old: Survey | None, new: Survey) -> Survey:
     if old is None:
         return new
     tables = {name: _with_former(old.tables.get(name), table) for name, table in new.tables.items()}
-    away = {name: table for name, table in old.tables.items() if name not in tables}
+    away = {name: replace(table, is_away=True) for name, table in old.tables.items() if name not in tables}
     return replace(new, tables=tables | away)
 
 
@@ -258,6 +261,8 @@ def _compare_table(old: TableSurvey, new: TableSurvey) -> tuple[list[str], list[
     if old.identity != new.identity:
         return ["dropped and created again"], ["it is another table of the same name"], True
     what, reasons = _compare_columns(old, new)
+    if old.is_away:
+        return [*what, "the table is back"], ["what happened while it had another name is not in the log"], True
     if old.key != new.key:
         what.append(f"key is ({', '.join(new.key)}), was ({', '.join(old.key)})")
     if old.row_identity != new.row_identity:
