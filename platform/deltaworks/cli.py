@@ -307,6 +307,8 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     service = f"captured by process {status.service}" if status.service is not None else "no service"
     lines.add_row(Text(status.source, style="bold"), f"{service}, {status.changes_per_s:,.1f} changes/s")
     lines.add_row("log", f"{status.position}, {status.changes:,} changes, {status.transactions:,} transactions")
+    for gap in status.gaps:
+        lines.add_row("gap", Text(gap, style="red"))
     if status.unreachable is not None:
         lines.add_row("source", Text(f"does not answer: {status.unreachable}", style="red"))
         return lines

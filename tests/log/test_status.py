@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from servers.postgres import Database
 
+from deltaworks.capture.continuity import Gap
 from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.status import SlotStatus, SourceStatus
 from deltaworks.change import ChangeBatch, change_schema
@@ -112,6 +113,17 @@ def test_rates_are_of_the_last_minute_and_dumps_say_how_long_they_will_take() ->
     done = status_of(log, answered(70, now)).tables[0].dump
     assert done is not None
     assert (done.state, done.eta_s) == ("done", 0.0)
+
+
+def test_changes_that_were_missed_are_named_until_they_are_dumped_again() -> None:
+    log = MemoryLog()
+    gap = Gap(since=Lsn(0x10), until=Lsn(0x20), reason="the slot is gone", noticed_at=datetime.now(UTC))
+    with log.writer() as writer:
+        writer.append(Group(batches=(), position=Lsn(0x20), progress={"gaps": [gap.to_json()]}))
+        assert list(status_of(log).gaps) == ["changes from 0/10 to 0/20 were missed: the slot is gone"]
+        assert 'deltaworks_capture_gaps{source="studio"} 1.0' in metrics_of(status_of(log))
+        writer.append(Group(batches=(), position=Lsn(0x30), previous_position=Lsn(0x20), progress={}))
+    assert status_of(log).gaps == []
 
 
 @pytest.fixture

@@ -73,6 +73,9 @@ def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
     assert 'deltaworks_index_documents{app="movie_search"} 2.0' in answer.text
     assert 'deltaworks_index_lag_seconds{app="movie_search"} 0.0' in answer.text
     assert "deltaworks_search_seconds_count" in answer.text
+    assert 'deltaworks_capture_changes_total{source="' in answer.text
+    # Nobody asked the source, so nothing is said of it.
+    assert "deltaworks_capture_up{" not in answer.text
 
 
 def test_files_of_the_page_are_served_and_nothing_else(client: httpx.Client) -> None:

@@ -30,6 +30,10 @@ class TableMetric:
     value: Callable[[TableStatus], float | None]
 
 
+def _is_asked(status: CaptureStatus) -> bool:
+    return status.source_position is not None or status.unreachable is not None
+
+
 def _of_slot(value: Callable[[SlotStatus], float | None]) -> Callable[[CaptureStatus], float | None]:
     return lambda status: None if status.slot is None else value(status.slot)
 
@@ -40,12 +44,19 @@ def _of_dump(value: Callable[[TableDumpStatus], float | None]) -> Callable[[Tabl
 
 CAPTURE_METRICS = (
     CaptureMetric(
-        "deltaworks_capture_up", "1 when the source answers.", lambda status: float(status.unreachable is None)
+        "deltaworks_capture_up",
+        "1 when the source answers.",
+        lambda status: float(status.unreachable is None) if _is_asked(status) else None,
     ),
     CaptureMetric(
         "deltaworks_capture_service",
         "1 when a process holds the change log to write it.",
         lambda status: float(status.service is not None),
+    ),
+    CaptureMetric(
+        "deltaworks_capture_gaps",
+        "Gaps that are open: changes that were missed and whose tables are not dumped again yet.",
+        lambda status: len(status.gaps),
     ),
     CaptureMetric(
         "deltaworks_capture_changes_total",
@@ -87,7 +98,9 @@ CAPTURE_METRICS = (
     CaptureMetric(
         "deltaworks_capture_slot_active",
         "1 when somebody reads the replication slot; 0 when nobody does, or there is none.",
-        lambda status: None if status.unreachable else float(status.slot is not None and status.slot.is_active),
+        lambda status: (
+            None if status.source_position is None else float(status.slot is not None and status.slot.is_active)
+        ),
     ),
     CaptureMetric(
         "deltaworks_capture_slot_lost",

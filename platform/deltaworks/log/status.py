@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from deltaworks.capture.continuity import Gap
 from deltaworks.capture.dump import DumpState
 from deltaworks.capture.source import Source
 from deltaworks.capture.status import SlotStatus, SourceStatus
@@ -69,6 +70,7 @@ class CaptureStatus:
     `service` is the process that writes the log, `None` when nobody does. `source_position` is where the source's
     own log ends; `lag_bytes` of it are not in ours, other databases' and tables' included. `lag_s`: nothing
     committed longer ago than that is missing; `None` when the source does not answer, and `unreachable` says why.
+    `gaps` are changes that were missed and not dumped again yet.
     """
 
     source: str
@@ -84,6 +86,7 @@ class CaptureStatus:
     lag_s: float | None = None
     slot: SlotStatus | None = None
     unreachable: str | None = None
+    gaps: Sequence[str] = ()
     tables: Sequence[TableStatus] = ()
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -140,6 +143,7 @@ def log_status(
         lag_s=_lag_s(asked, last, now=now) if asked is not None else None,
         slot=asked.slot if asked is not None else None,
         unreachable=unreachable,
+        gaps=[Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())],
         tables=[recent.table(table, estimated=row_counts.get(table)) for table in tables],
     )
 

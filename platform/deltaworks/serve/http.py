@@ -29,7 +29,9 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.holder import holder_of
+from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.log.status import CaptureStatus, log_status
 from deltaworks.position import Lsn
 from deltaworks.serve.metrics import Metrics
 from deltaworks.serve.page import find, render_page, render_results, status_text
@@ -57,12 +59,18 @@ def build(config: Config) -> FastAPI:
     """
     name = _served_app(config)
     search = SearchReader(config.index_folder(name))
-    log = LocalLogReader(config.log_folder(config.app(name).source))
+    source = config.app(name).source
+    folder = config.log_folder(source)
+    log = LocalLogReader(folder)
 
     def status() -> Status:
         return read_status(search, log)
 
-    metrics = Metrics(name, status)
+    def captured() -> CaptureStatus:
+        # Of the log alone: this process asks no database.
+        return log_status(source, log, tables=config.source(source).table_names, service=holder_of(folder / LOCK_FILE))
+
+    metrics = Metrics(name, status, captured)
     # No interactive API pages: they load scripts from another site.
     app = FastAPI(title="Deltaworks search", docs_url=None, redoc_url=None)
     app.add_exception_handler(DeltaworksError, _answer_error)

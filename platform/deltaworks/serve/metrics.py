@@ -6,13 +6,15 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from deltaworks.log.metrics import CaptureCollector
+from deltaworks.log.status import CaptureStatus
 from deltaworks.serve.status import Status
 
 
 class Metrics:
-    """The registry of one server. The index is looked at when a scrape asks, not before."""
+    """The registry of one server. The index and the change log are looked at when a scrape asks, not before."""
 
-    def __init__(self, app: str, status: Callable[[], Status]) -> None:
+    def __init__(self, app: str, status: Callable[[], Status], captured: Callable[[], CaptureStatus]) -> None:
         self.registry = CollectorRegistry()
         self.search_s = Histogram(
             "deltaworks_search_seconds",
@@ -21,6 +23,7 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
         )
         self.registry.register(_IndexCollector(app, status))
+        self.registry.register(CaptureCollector(lambda: [captured()]))
 
 
 class _IndexCollector(Collector):
