@@ -6,19 +6,20 @@ itself, which captures up to now while it is at it.
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from deltaworks.capture.continuity import LeaseHeldError
 from deltaworks.capture.dump import TableDump, TextKey
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log import recorder
-from deltaworks.log.change_log import FencedError
 from deltaworks.log.dump_requests import DumpOutcome, DumpRequest, DumpRequests, Ending, Wanted
-from deltaworks.log.local import LocalLogReader, LocalLogWriter
-from deltaworks.operate.log import opened
+from deltaworks.log.local import LocalLogReader
+from deltaworks.operate.log import Place, opened
 from deltaworks.schema import TableName
 
 LOOK_EVERY_S = 0.5
@@ -213,17 +214,22 @@ def _see_through(
         request = next((request for request in requests.open() if request.id == dump_id), None)
         if request is not None and request.wanted is Wanted.PAUSE:
             raise DumpPausedError(f"the dump {dump_id} is paused; run `deltaworks dump {source} --resume {dump_id}`")
-        try:
-            writer = LocalLogWriter.open(folder)
-        except FencedError:
-            reader.wait(after_sequence=reader.end().sequence, timeout_s=LOOK_EVERY_S)
-            _tell(reader, dump_id, on_progress)
-            continue
-        dumped_by = "this run"
-        with writer, opened(config, source) as database:
-            recorder.drain(
-                database, writer, reader, requests=requests, on_progress=lambda _: _tell(reader, dump_id, on_progress)
-            )
+        with opened(config, source) as database:
+            try:
+                place = Place.take(database, folder)
+            except LeaseHeldError:
+                reader.wait(after_sequence=reader.end().sequence, timeout_s=LOOK_EVERY_S)
+                _tell(reader, dump_id, on_progress)
+                continue
+            dumped_by = "this run"
+            with closing(place):
+                recorder.drain(
+                    database,
+                    place.writer,
+                    reader,
+                    requests=requests,
+                    on_progress=lambda _: _tell(reader, dump_id, on_progress),
+                )
     return outcome, dumped_by
 
 

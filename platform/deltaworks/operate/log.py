@@ -104,7 +104,7 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     registry.warm_up(config.source(source))
     while not stop.is_set():
         with opened(config, source) as database:
-            take = partial(_Place.take, database, folder)
+            take = partial(Place.take, database, folder)
             with leased(take, (RetryableError, FencedError), stop=stop) as place:
                 if place is None:
                     return
@@ -118,7 +118,7 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """The place of the one reader: the lease on the source, then the lock of its log."""
 
     lease: SourceLease
@@ -163,12 +163,12 @@ def _bring_to_now(
     database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None, requests: DumpRequests
 ) -> str:
     try:
-        lease = database.lease()
+        place = Place.take(database, folder)
     except LeaseHeldError:
         _wait_for_service(database, reader)
         return "the capture service"
-    with closing(lease), _open_log(folder) as writer:
-        recorder.drain(database, writer, reader, on_progress=_dump_progress(on_progress), requests=requests)
+    with closing(place):
+        recorder.drain(database, place.writer, reader, on_progress=_dump_progress(on_progress), requests=requests)
     return "this run"
 
 
