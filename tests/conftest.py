@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FOLDER",
         help="run against the PostgreSQL in this folder instead of the one in the wheel",
     )
+    parser.addoption(
+        "--dump-seconds", type=float, default=4.0, metavar="SECONDS", help="how long each dump stress test writes"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,8 @@ class PostgresConfig(_Model):
     """What speaks the source's protocol."""
     dsn: SecretStr
     """A libpq connection string or URL; the role needs REPLICATION and SELECT on the tables."""
+    dump_dsn: SecretStr | None = None
+    """A physical standby of the same server, which dumps are read from; the server itself when left out."""
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     """`name` or `schema.name`, in the order they are dumped."""
     slot: str | None = None

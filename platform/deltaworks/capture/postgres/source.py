@@ -7,10 +7,12 @@ from types import TracebackType
 from typing import Self
 
 from psycopg import errors
+from pydantic import SecretStr
 
 from deltaworks.capture.continuity import SlotHealth
 from deltaworks.capture.postgres import advice, preflight, reading
 from deltaworks.capture.postgres import slot as slots
+from deltaworks.capture.postgres import standby as standbys
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
     describe_relation,
@@ -33,9 +35,11 @@ from deltaworks.capture.postgres.survey import take_survey
 from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.source import (
     Chunk,
+    DumpBlockedError,
     Finding,
     Running,
     SourceNotReadyError,
+    SourceUnreachableError,
 )
 from deltaworks.capture.status import SourceStatus
 from deltaworks.config import PostgresConfig
@@ -49,8 +53,9 @@ INTERRUPT_PATIENCE_S = 5.0
 class PostgresSource:
     """A `Source` over one PostgreSQL database. Not thread-safe.
 
-    It holds one ordinary connection for questions and marks and one that dumps read over, each opened when
-    first needed and again after it broke, and one replication connection for each open stream.
+    It holds one ordinary connection for questions and marks, and one that dumps read over (and one to the
+    standby where they do), each opened when first needed and again after it broke. Each open stream has
+    a replication connection of its own.
     """
 
     def __init__(self, name: str, config: PostgresConfig) -> None:
@@ -70,6 +75,8 @@ class PostgresSource:
         )
         self._connection: AnyConnection | None = None
         self._readings: AnyConnection | None = None
+        self._dump_dsn = config.dump_dsn
+        self._standby: AnyConnection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -218,21 +225,19 @@ class PostgresSource:
     ) -> Chunk:
         """Up to `limit` rows with `after_key < key <= up_to_key`; the database compares the keys."""
         within = reading.Range(after_key=after_key, up_to_key=up_to_key, limit=limit, where=where)
-        with self._reading(f"read {table}") as connection:
-            return reading.read_range(
-                connection, table, describe=self._describe_now, see=reading.see_primary, within=within
-            )
+        with self._dump(f"read {table}") as (connection, see):
+            return reading.read_range(connection, table, describe=self._describe_now, see=see, within=within)
 
     def rows(self, table: TableName, *, keys: Sequence[tuple[str, ...]]) -> Chunk:
         """The rows that have one of these keys now, and the keys that have none."""
-        with self._reading(f"read {table}") as connection:
-            return reading.read_keys(connection, table, describe=self._describe_now, see=reading.see_primary, keys=keys)
+        with self._dump(f"read {table}") as (connection, see):
+            return reading.read_keys(connection, table, describe=self._describe_now, see=see, keys=keys)
 
     def interrupt(self) -> None:
         """End a read that another thread is at, with an error there."""
-        connection = self._readings
-        if connection is not None and not connection.closed:
-            connection.cancel_safe(timeout=INTERRUPT_PATIENCE_S)
+        for connection in (self._readings, self._standby):
+            if connection is not None and not connection.closed:
+                connection.cancel_safe(timeout=INTERRUPT_PATIENCE_S)
 
     def running(self) -> Running:
         """The transactions that run now, and since when."""
@@ -272,10 +277,10 @@ class PostgresSource:
 
     def close(self) -> None:
         """Let go of the connections; the next call opens a new one."""
-        for connection in (self._connection, self._readings):
+        for connection in (self._connection, self._readings, self._standby):
             if connection is not None:
                 connection.close()
-        self._connection = self._readings = None
+        self._connection = self._readings = self._standby = None
         if self._asked_lease is not None:
             self._asked_lease.close()
             self._asked_lease = None
@@ -295,6 +300,29 @@ class PostgresSource:
             self._readings = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} dump")
         with translated(f"{what} of source {self.name!r}"):
             yield self._readings
+
+    @contextmanager
+    def _dump(self, what: str) -> Iterator[tuple[AnyConnection, reading.See]]:
+        """The connection to read rows over, and how to tell what its snapshot sees."""
+        with self._reading(what) as primary:
+            if self._dump_dsn is None:
+                yield primary, reading.see_primary
+                return
+            try:
+                standby = self._standby_of(primary, self._dump_dsn)
+                with translated(f"{what} of the standby of source {self.name!r}"):
+                    replayed = standbys.wait_for_replay(standby, primary, source=self.name)
+                    yield standby, lambda connection: standbys.see_standby(connection, replayed=replayed)
+            except SourceUnreachableError as error:
+                # The stream does not need the standby; replay may also have ended a read that was in its way.
+                raise DumpBlockedError(str(error)) from error
+
+    def _standby_of(self, primary: AnyConnection, dsn: SecretStr) -> AnyConnection:
+        if self._standby is None or self._standby.closed or self._standby.broken:
+            self._standby = connect(dsn, name=self.name, application=f"deltaworks {self.name} dump")
+        # Asked every time: a standby can become a primary while it is connected to.
+        standbys.check_is_standby(self._standby, primary, source=self.name)
+        return self._standby
 
     def _describe(self, relation: Relation) -> TableSchema | None:
         if TableName(relation.namespace, relation.name) not in self._wanted.tables:
