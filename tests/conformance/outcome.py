@@ -77,9 +77,7 @@ class Sink:
             self._apply_by_key(event)
 
     def _apply_by_key(self, event: Event) -> None:
-        rows = self.tables.setdefault(event.table, {})
-        if rows and [name for name, _text in next(iter(rows))] != list(event.schema.key):
-            rows.clear()
+        rows = self.tables[event.table] = _keyed_by(self.tables.get(event.table, {}), event.schema.key)
         key = _key(event.key)
         was_at = _key(event.old_key) if event.old_key is not None else key
         before = rows.pop(was_at, {})
@@ -87,7 +85,8 @@ class Sink:
         if event.op == "d":
             return
         sent = {name: text for name, text in event.row.items() if name not in event.unchanged}
-        if event.op == "r" and any(before.get(name, sent.get(name)) != sent.get(name) for name in known):
+        # A column that is gone from the table says nothing of the read.
+        if event.op == "r" and any(before.get(name, sent[name]) != sent[name] for name in known & sent.keys()):
             self.stale.append(f"{event.table} {dict(key)}")
         # A table may have lost a column since the row was last seen.
         rows[key] = {name: text for name, text in before.items() if name in event.unchanged} | sent
@@ -137,6 +136,16 @@ def _of_batch(batch: ChangeBatch, offset: int) -> Iterator[Event]:
             txid=values["_txid"],
             offset=offset + place,
         )
+
+
+def _keyed_by(rows: dict[Key, Row], names: Sequence[str]) -> dict[Key, Row]:
+    """The rows under the key that the table has now; one without its columns is of an older table and waits
+    there for its delete.
+    """
+    return {
+        tuple((name, row[name]) for name in names) if row.keys() >= set(names) else key: row
+        for key, row in rows.items()
+    }
 
 
 def _key(row: Row) -> Key:
