@@ -8,7 +8,7 @@ Every buffer is made for the one array that keeps it: nothing here outlives or s
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -374,8 +374,16 @@ def _read_texts(cells: Cells, _kind: pa.DataType) -> pa.Array | None:
         return None
 
 
+_INTEGERS: Mapping[int, type[np.integer[Any]]] = {  # Any: of any width
+    pa.int16().id: np.int16,
+    pa.int32().id: np.int32,
+    pa.int64().id: np.int64,
+    pa.uint32().id: np.uint32,
+}
+
+
 def _read_integers(cells: Cells, kind: pa.DataType) -> pa.Array | None:
-    bounds = np.iinfo(kind.to_pandas_dtype())
+    bounds = np.iinfo(_INTEGERS[kind.id])
     values = np.empty(len(cells.sizes), np.int64)
     if not _integers(*cells, bounds.min, bounds.max, values):
         return None
