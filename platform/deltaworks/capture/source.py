@@ -141,7 +141,7 @@ class ChangeStream(Protocol):
     """Changes after a position, in commit order; at least once over reconnects, exactly once within one."""
 
     def next(self, *, timeout_s: float, max_changes: int = 16_384) -> Slice | None:
-        """The next slice, or `None` when nothing arrived in time. Never half a transaction.
+        """The next slice, or `None` when nothing arrived in time. Whole transactions, but see `Slice.is_partial`.
 
         Raises:
             SourceUnreachableError: the connection broke; open a new stream at the last durable position.
