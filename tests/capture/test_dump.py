@@ -6,7 +6,7 @@ they are visible, so they never overlap.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from deltaworks.capture.dump import DumpState, Settled, TableDump, settle, strays
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.postgres.standby import StandbySnapshot
 from deltaworks.capture.recent import Recent
 from deltaworks.capture.source import Chunk
 from deltaworks.change import ChangeBatch, change_schema
@@ -149,6 +150,86 @@ def test_recent_forgets_what_a_snapshot_sees_and_nothing_else() -> None:
     assert len(recent) == 1
     recent.forget_seen(Snapshot.parse("12:12:"))
     assert len(recent) == 0
+
+
+def standby_chunk(rows: Iterable[Row], *, absent: Iterable[int] = ()) -> Chunk:
+    """A chunk of a standby that had replayed up to 100 and knows of 8 only that it began; 8 and 9 may be visible."""
+    seen = StandbySnapshot(replayed=100, oldest_running=8, first_unknown=10)
+    keys = [{"id": key} for key in absent]
+    return Chunk(
+        schema=SCHEMA,
+        rows=pa.RecordBatch.from_pylist(list(rows), schema=SCHEMA.row_schema()),
+        visible_in=seen,
+        last_key=None,
+        absent=pa.RecordBatch.from_pylist(keys, schema=SCHEMA.row_schema()) if keys else None,
+    )
+
+
+def settle_on_standby(chunk: Chunk, *changes: Row) -> Settled:
+    recent = Recent()
+    for each in changes:
+        recent.remember(batch_of(each))
+    return settle(chunk, recent.unseen(MOVIE, chunk.visible_in), position=Lsn(1000), committed_at=AT)
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "again"),
+    [
+        (change("u", 1, txid=8, commit=101, title="new", plot="p"), set()),
+        (change("u", 1, txid=8, commit=101, title="new", _unchanged=["plot"]), {("1",)}),
+        (change("d", 1, txid=8, commit=101), {("1",)}),
+        (change("u", 5, txid=8, commit=101, title="new", _unchanged=["plot"], _old_key={"id": 1}), {("1",), ("5",)}),
+    ],
+    ids=["whole", "without a large column", "delete", "move"],
+)
+def test_row_that_a_doubtful_change_touched_is_left_out_and_read_again(doubtful: Row, again: set[Any]) -> None:
+    out = settle_on_standby(standby_chunk([OLD, {"id": 2, "title": "b", "plot": None}]), doubtful)
+    assert out.reads is not None
+    assert out.reads.rows.column("id").to_pylist() == [2]
+    assert out.strays == again
+    assert TableDump().advanced(out, last_key=("2",)).strays == again
+
+
+def test_change_that_the_standby_had_replayed_is_in_the_row() -> None:
+    out = settle_on_standby(standby_chunk([OLD]), change("u", 1, txid=9, commit=100, title="x", plot="y"))
+    assert out.reads is not None
+    assert out.strays == set()
+
+
+def test_chunk_with_a_doubtful_truncate_is_read_again() -> None:
+    assert settle_on_standby(standby_chunk([OLD]), change("t", None, txid=9, commit=101)).is_stale
+
+
+def test_key_without_a_row_is_deleted_unless_the_stream_speaks_of_it() -> None:
+    back = change("c", 7, txid=11, commit=102, title="back", plot="p")
+    gone = [change("c", 8, txid=11, commit=102, title="n", plot="p"), change("d", 8, txid=12, commit=103)]
+    doubted = change("d", 9, txid=9, commit=101)
+    out = settle_on_standby(standby_chunk([OLD], absent=[6, 7, 8, 9]), back, *gone, doubted)
+    assert out.deletes is not None
+    assert [(row["_op"], row["id"], row["_ordinal"]) for row in out.deletes.rows.to_pylist()] == [("d", 6, 1)]
+    assert out.missing == (("6",), ("8",))
+    assert out.strays == {("9",)}
+
+
+def test_row_that_moves_onto_a_key_while_it_is_read_again_stays_owed() -> None:
+    """Its old key is not among those read, so what was not sent is in nobody's hands."""
+    moved = change("u", 1, txid=10, commit=5, title="new", _unchanged=["plot"], _old_key={"id": 4})
+    chunk = chunk_of([OLD], "9:10:9")
+    out = settle(chunk, [batch_of(change("d", 1, txid=9, commit=4)), batch_of(moved)], position=Lsn(9), committed_at=AT)
+    dump = TableDump(state=DumpState.REPAIRING, strays=frozenset({("1",)}))
+    assert dump.repaired([("1",)], out) == replace(dump, strays=frozenset({("1",)}))
+
+
+def test_recent_lets_go_and_is_clear_again_once_all_of_it_is_seen() -> None:
+    recent = Recent()
+    recent.remember(batch_of(change("u", 1, txid=9, commit=5), change("u", 2, txid=11, commit=6)))
+    assert recent.byte_count > 0
+    assert recent.let_go() == [MOVIE]
+    assert (recent.byte_count, len(recent), recent.is_clear(MOVIE)) == (0, 0, False)
+    recent.forget_seen(Snapshot.parse("10:12:11"))
+    assert not recent.is_clear(MOVIE)
+    recent.forget_seen(Snapshot.parse("12:12:"))
+    assert recent.is_clear(MOVIE)
 
 
 def test_dump_is_stored_and_read_back_as_it_was() -> None:
