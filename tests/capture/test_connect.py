@@ -118,6 +118,13 @@ def check_refusals(server: PostgresServer) -> None:
     assert sqlstate_of(server.dsn()) is None
 
 
+def test_a_setting_that_means_nothing_is_for_a_person(database: Database) -> None:
+    for setting in ("sslmode=verify", "port=nine", "target_session_attrs=best"):
+        kind, said = refusal(f"{database.dsn}?{setting}")
+        assert kind is SourceNotReadyError, said
+        assert "mend sources.shop.dsn" in said
+
+
 @pytest.fixture
 def refusing_rules() -> str:
     return "host all locked all scram-sha-256\nhost all rejected all reject\n"

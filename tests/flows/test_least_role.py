@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from flows.chain import wait
+import yaml
+from flows.chain import ROOT, wait
 from psycopg import errors
 from servers.postgres import Database
 
@@ -84,6 +85,15 @@ def test_role_can_capture_dump_compare_and_check_and_nothing_else(database: Data
         ):
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute(statement)  # type: ignore[call-overload]
+
+
+def test_manual_shows_what_is_printed() -> None:
+    page = (ROOT / "docs" / "how-to" / "security.md").read_text()
+    (settings,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    printed = operate.least_role(Config.model_validate(yaml.safe_load(settings)), "shop")
+    statements = re.sub(r"^--.*\n", "", printed, flags=re.MULTILINE).replace('"', "")
+    assert statements.split() == shown.split()
 
 
 def test_service_runs_as_that_role_and_gives_metrics(database: Database, shop: Config) -> None:

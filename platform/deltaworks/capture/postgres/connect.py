@@ -1,5 +1,6 @@
 """Connections to the server, and its errors in the words of the source contract."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ LOCK_TIMEOUT_S = 5
 _TLS_WORDS = ("certificate", "SSL", "TLS")
 """What libpq says in its own words, which are never translated, when the encryption cannot be had."""
 
+_BAD_SETTING = re.compile(r"invalid (\w+ value|connection option|port number|integer value)")
+"""What it says of a connection string with a setting that means nothing."""
+
 
 class TableBusyError(DumpBlockedError):
     """A table is locked by somebody for longer than a read waits."""
@@ -32,9 +36,11 @@ def connect(
     name: str,
     application: str,
     replication: bool = False,
-    timeout_s: float = CONNECT_TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> psycopg.Connection[Any]:
     """A connection in autocommit mode whose values print as `types` reads them; encrypted as `transport` says.
+
+    `timeout_s` is how long to wait for an answer, whatever the connection string says.
 
     Raises:
         SourceUnreachableError: nobody answers there now.
@@ -46,8 +52,7 @@ def connect(
     if not replication:
         asked += f" -c lock_timeout={LOCK_TIMEOUT_S * 1000} -c synchronous_commit=local"
     wanted: dict[str, Any] = {
-        # In whole seconds, and below two the driver takes two.
-        "connect_timeout": max(2, round(timeout_s)),
+        "connect_timeout": CONNECT_TIMEOUT_S,
         # A server that vanished without a word is noticed within a minute.
         "keepalives_idle": 20,
         "keepalives_interval": 10,
@@ -59,10 +64,13 @@ def connect(
     }
     if replication:
         wanted["replication"] = "database"
+    if timeout_s is not None:
+        # In whole seconds, and below two the driver takes two.
+        wanted["connect_timeout"] = max(2, round(timeout_s))
     try:
         return psycopg.connect(autocommit=True, **wanted)
     except psycopg.OperationalError as error:
-        raise _refused(error, wanted, name, patience_s=timeout_s) from error
+        raise _refused(error, wanted, name, patience_s=timeout_s or CONNECT_TIMEOUT_S) from error
 
 
 @contextmanager
@@ -123,7 +131,8 @@ def _refused(
         )
     needs_password = error.pgconn is not None and error.pgconn.needs_password
     code = None if needs_password else sqlstate_of(conninfo.make_conninfo(**wanted), patience_s=patience_s)
-    if needs_password or (code is not None and not code.startswith(TRANSIENT)):
+    is_refused = code is not None and not code.startswith(TRANSIENT)
+    if needs_password or is_refused or _BAD_SETTING.search(said):
         return SourceNotReadyError(
             f"cannot connect source {name!r} as user {wanted.get('user', '')!r} to database "
             f"{wanted.get('dbname', '')!r}: {said}; mend sources.{name}.dsn"
