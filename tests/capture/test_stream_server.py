@@ -1,12 +1,14 @@
 """Streams of a real server: large transactions before their end, and both ways to the bytes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from servers.postgres import Database
 
+from deltaworks import faults
 from deltaworks.capture.postgres.catalog import describe_relation
 from deltaworks.capture.postgres.columnar import SliceBuilder
 from deltaworks.capture.postgres.connect import connect
@@ -15,6 +17,9 @@ from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.postgres.wire import LibpqWire, SocketWire, Wire
 from deltaworks.capture.source import Slice
+from deltaworks.log import recorder
+from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.verify import verify_log
 from deltaworks.position import START, Lsn
 
 
@@ -122,3 +127,39 @@ def _once_free(database: Database, action: Any) -> Any:
             break
         database.execute("select pg_sleep(0.02)")
     return action()
+
+
+class _DeathError(Exception):
+    """Stands for the end of the process."""
+
+
+def test_large_transaction_is_in_the_log_once_and_whole_after_a_death_within_it(
+    database: Database, source: PostgresSource, tmp_path: Path
+) -> None:
+    reader = LocalLogReader(tmp_path / "log")
+    with LocalLogWriter.open(tmp_path / "log") as writer:
+        recorder.drain(source, writer, reader)
+        before = reader.end()
+        database.execute("insert into t select g, 'v' from generate_series(1, 60000) g")
+        parts: list[int] = []
+
+        def die_within() -> None:
+            if writer.end().is_partial:
+                parts.append(writer.end().sequence)
+                assert reader.end() == before
+            if len(parts) == 2:
+                raise _DeathError
+
+        faults.arm("capture.after_append", die_within)
+        with pytest.raises(_DeathError):
+            recorder.drain(source, writer, reader)
+        faults.disarm()
+    assert reader.end() == before
+    with LocalLogWriter.open(tmp_path / "log") as writer:
+        assert writer.end() == before
+        recorder.drain(source, writer, reader)
+    groups = list(reader.read(after_sequence=before.sequence))
+    ids = [row["id"] for group in groups for batch in group.batches for row in batch.rows.to_pylist()]
+    assert ids == list(range(1, 60001))
+    assert any(group.header.is_partial for group in groups)
+    assert verify_log(reader).is_whole

@@ -307,7 +307,8 @@ class _Run:
         watched = self._watch.to_json(sequence=end.sequence + 1)
         group = Group(
             batches=taken.batches,
-            position=taken.position,
+            # What may be forgotten at the next start must not let the source forget anything.
+            position=end.position if taken.is_partial else taken.position,
             previous_position=end.position,
             transaction_count=taken.transaction_count,
             progress=self._dumping.to_json() | watched | self._sweep.to_json(),

@@ -72,6 +72,8 @@ class SliceBuilder:
     """Whether the slice must be taken before more can be read."""
     is_foreign: bool = False
     """Whether the next frame is no replication data but the end of the stream, an error or a notice."""
+    _taken_up_to: Lsn = field(init=False)
+    """The position of the last slice."""
     _state: Longs = field(init=False)
     _changes: Longs = field(init=False)
     _transactions: Longs = field(init=False)
@@ -88,6 +90,7 @@ class SliceBuilder:
     """Descriptions that the transaction with this commit position found and replaced."""
 
     def __post_init__(self) -> None:
+        self._taken_up_to = self.position
         self._state = scan.new_state(position=self.position.value, nearby_xid=self.nearby_xid)
         self._changes = np.empty((_FIRST_LINES, scan.CHANGE_SIZE), np.int64)
         self._transactions = np.empty((_FIRST_LINES, scan.TRANSACTION_SIZE), np.int64)
@@ -162,6 +165,7 @@ class SliceBuilder:
             mark_committed_at=from_epoch_us(int(state[scan.COMMITTED_AT_US])) if self.mark is not None else None,
             is_awaited=is_awaited,
         )
+        self._taken_up_to = taken.position
         self.mark = None
         self.is_complete = False
         self._release()
@@ -304,7 +308,8 @@ class SliceBuilder:
             self.position, self.mark = Lsn(replay.commit), replay.mark
         taken = Slice(
             batches=batches,
-            position=self.position,
+            # Keep-alives may have moved the position since, but a part that is forgotten must not have moved anything.
+            position=self.position if is_last else self._taken_up_to,
             transaction_count=int(is_last and replay.has_changes),
             mark=self.mark,
             mark_position=self.position if self.mark is not None else None,
@@ -312,6 +317,7 @@ class SliceBuilder:
             is_awaited=is_awaited and is_last,
             is_partial=not is_last,
         )
+        self._taken_up_to = taken.position
         self.mark = None
         return taken
 
