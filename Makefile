@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests own their servers, ports and folders, so two run at a time.
+SIDE_BY_SIDE := -n 2 --dist worksteal
+ON_POSTGRESQL_15 := tests/capture tests/conformance tests/log/test_recorder.py
 export DAGSTER_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
@@ -29,12 +32,12 @@ up: setup ## Run everything until Ctrl-C: database, services, Dagster, search pa
 	@$(BIN)/honcho start
 
 test: setup ## All tests that need Python packages only
-	@$(BIN)/pytest -m 'not server'
+	@$(BIN)/pytest -m 'not server' $(SIDE_BY_SIDE)
 
 test-servers: setup ## The tests with Debian's PostgreSQL 15 and Chromium (installs them)
 	@tests/servers/install.sh
 	@$(BIN)/pytest -m server
-	@$(BIN)/pytest tests/capture tests/log/test_recorder.py --postgres-binaries /usr/lib/postgresql/15/bin
+	@$(BIN)/pytest $(ON_POSTGRESQL_15) --postgres-binaries /usr/lib/postgresql/15/bin $(SIDE_BY_SIDE)
 
 check: setup ## Format, lint, types, layers, docs
 	@$(BIN)/ruff format --check .
