@@ -50,8 +50,8 @@ class Hold:
 class Connector:
     """One capture service. Not thread-safe, apart from the actions of its holds."""
 
-    def __init__(self, config: Path, source: str, *, output: Path, log: Path) -> None:
-        self.holds: list[Hold] = []
+    def __init__(self, config: Path, source: str, *, output: Path, log: Path, holds: Sequence[Hold] = ()) -> None:
+        self.holds = list(holds)
         self._log = log
         self._output = output
         self._sizes: dict[Path, int] = {}
@@ -128,7 +128,7 @@ class Connector:
                 hold.done.set()
 
     def _files(self) -> list[Path]:
-        return [file for file in self._log.rglob("*") if file.is_file()]
+        return list(self._log.glob("*.segment"))
 
 
 def _serve_steps(descriptor: int, command: Sequence[str]) -> None:

@@ -61,7 +61,8 @@ def prepare(case: Mapping[str, Any], database: Database) -> None:
     """Run the setup, and create the publication where the case has one of its own."""
     for statement in case.get("setup", ()):
         database.run(statement)
-    database.run(f"create publication {PUBLICATION} {case.get('publication', 'for all tables')}")
+    if "publication" in case or "change" in case:
+        database.run(f"create publication {PUBLICATION} {case.get('publication', 'for all tables')}")
 
 
 def _run(case: Mapping[str, Any], database: Database, folder: Path, *, is_dump: bool) -> Outcome:

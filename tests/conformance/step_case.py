@@ -59,10 +59,12 @@ class _Run:
     dump: str | None = None
     _lag: "_LagWatch | None" = None
     _killed_pid: int | None = None
+    _holds_at_start: list[Hold] = field(default_factory=list)
 
     def all_steps(self) -> None:
         prepare(self.case, self.database)
-        self.settings = {"tables": tables_setting(self.case, self.database)}
+        tables = [str(table) for table in self.database.user_tables(roots=True)]
+        self.settings = {"tables": tables_setting(self.case, self.database) if "publication" in self.case else tables}
         steps = list(_flat(self.case["steps"]))
         for place, step in enumerate(steps):
             if "at" in step:
@@ -70,12 +72,17 @@ class _Run:
             if "start" in step:
                 self._await_kills()
             # What happens at a hook is prepared before the step that leads there.
-            for following in _ats_after(steps, place):
-                self._hold(following)
+            holds = [self._as_hold(at) for at in _ats_after(steps, place)]
+            if "start" in step:
+                self._holds_at_start = holds
+            else:
+                for hold in holds:
+                    self.connectors[-1].hold(hold)
             self._do(step)
 
     def outcome(self) -> Outcome:
         """What came out, once everything that lives has caught up."""
+        self.database.stop_load()
         if self._is_alive():
             operate.capture(self._config(), SOURCE)
         events = read_events(self._log)
@@ -88,7 +95,7 @@ class _Run:
         self.facts["dump_ends"] = self.dump is not None and self._dump_outcome() is not None
         self.facts["log_lag_s"] = self._lag.longest_s if self._lag is not None else None
         if self.restart_offset is not None:
-            after = [header for header in headers if header.offset >= self.restart_offset]
+            after = {event.commit for event in events if event.op == "r" and event.offset >= self.restart_offset}
             self.facts["chunks_read_after_restart"] = len(after)
         return Outcome(
             database=self.database,
@@ -244,8 +251,8 @@ class _Run:
             return lambda: time.monotonic() > deadline
         known: dict[str, Callable[[], bool]] = {
             "dump_done": lambda: self._ending() == "done",
-            "dump_refused": lambda: self._ending() == "failed",
-            "dump_failed_clear": lambda: self._ending() == "failed",
+            "dump_refused": self._is_refused,
+            "dump_failed_clear": self._is_refused,
             "caught_up": self._is_caught_up,
             "connector_failed": lambda: not self._is_alive(),
             "repaired": lambda: self._is_alive() and self._is_equal(),
@@ -271,6 +278,13 @@ class _Run:
     def _is_equal(self) -> bool:
         outcome = self.outcome()
         return not list(source_differences(outcome))
+
+    def _is_refused(self) -> bool:
+        """Whether the dump was refused, or the whole source with a message that says what to mend."""
+        return self._ending() == "failed" or (not self._is_alive() and "to mend on the server" in self._said())
+
+    def _said(self) -> str:
+        return self.connectors[-1].said if self.connectors else ""
 
     def _ending(self) -> str | None:
         outcome = self._dump_outcome()
@@ -300,7 +314,7 @@ class _Run:
         }
         path = self.folder / "deltaworks.yaml"
         path.write_text(yaml.safe_dump({"home": str(self.folder), "sources": {SOURCE: source}}), encoding="utf-8")
-        return Connector(path, SOURCE, output=self.folder / "connector.log", log=self._log)
+        return Connector(path, SOURCE, output=self.folder / "connector.log", log=self._log, holds=self._holds_at_start)
 
     def _requests(self) -> DumpRequests:
         return DumpRequests(self._config().dump_folder(SOURCE))
@@ -335,19 +349,19 @@ class _Run:
             if connector.is_alive and connector.holds:
                 connector.kill()
 
-    def _hold(self, at: Mapping[str, Any]) -> None:
+    def _as_hold(self, at: Mapping[str, Any]) -> Hold:
         step = STEPS.get(at["at"])
         if step is None:
             raise CannotRunError(f"no step {at['at']!r}; known: {', '.join(STEPS)}")
-        connector, row = self.connectors[-1], at.get("row")
+        row = at.get("row")
 
         def act() -> None:
             for each in at["do"]:
                 self._do(each)
                 if "kill" in each and row is not None:
-                    connector.cut_last_group(row=int(row))
+                    self.connectors[-1].cut_last_group(row=int(row))
 
-        connector.hold(Hold(step=step, nth=int(at.get("chunk", 1)), act=act, row=row))
+        return Hold(step=step, nth=int(at.get("chunk", 1)), act=act, row=row)
 
     def _wait_for_lag(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -363,13 +377,13 @@ class _Run:
         return float(lag)
 
     def _reports(self) -> dict[str, Any]:
-        reports: dict[str, Any] = {}
+        reports: dict[str, Any] = {"no_key": "has no primary key" in self._said()}
         outcome = self._dump_outcome()
         if outcome is not None:
             table = outcome.tables[0] if hasattr(outcome, "tables") else next(iter(outcome.rows), "")
             reports["missing_keys"] = [f"{table.removeprefix('public.')}/{','.join(key)}" for key in outcome.missing]
             reports["unknown_tables"] = list(outcome.unknown_tables)
-            reports["no_key"] = "key" in (outcome.error or "")
+            reports["no_key"] |= "key" in (outcome.error or "")
         gaps = [header.progress.get("gaps") for header in LocalLogReader(self._log).headers_backwards()]
         if any(gaps):
             is_repaired = not gaps[0]
