@@ -46,6 +46,10 @@ class Hold:
     seen: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def is_reached(self) -> bool:
+        return self.seen >= self.nth
+
 
 class Connector:
     """One capture service. Not thread-safe, apart from the actions of its holds."""
@@ -120,7 +124,7 @@ class Connector:
             due = [hold for hold in self.holds if hold.step == step]
             for hold in due:
                 hold.seen += 1
-            due = [hold for hold in due if hold.seen >= hold.nth and not hold.done.is_set()]
+            due = [hold for hold in due if hold.is_reached and not hold.done.is_set()]
         for hold in due[:1]:
             try:
                 hold.act()

@@ -341,13 +341,17 @@ class _Run:
         """A start comes after the kill that was to happen before it."""
         for connector in self.connectors:
             for hold in connector.holds:
-                deadline = time.monotonic() + KILL_AWAITED_S
-                idle_since = time.monotonic()
-                while not hold.done.wait(0.05) and connector.is_alive and time.monotonic() < deadline:
-                    if time.monotonic() - idle_since > IDLE_KILL_S and hold.row is not None:
-                        break
+                self._await_hold(connector, hold)
             if connector.is_alive and connector.holds:
                 connector.kill()
+
+    def _await_hold(self, connector: Connector, hold: Hold) -> None:
+        patience_s = KILL_AWAITED_S if hold.row is None else IDLE_KILL_S
+        deadline = time.monotonic() + patience_s
+        # A service that is dead by its hold may not be followed before all of the hold is done.
+        while not hold.done.wait(0.05) and (hold.is_reached or connector.is_alive):
+            if not hold.is_reached and time.monotonic() > deadline:
+                return
 
     def _as_hold(self, at: Mapping[str, Any]) -> Hold:
         step = STEPS.get(at["at"])
