@@ -116,7 +116,6 @@ def _run(config: Config, services: Services, figures: Figures, *, rate: int, sec
     with _doing("Dagster"):
         services.wait("code", until=lambda: is_taken(CODE_PORT), timeout_s=90)
         services.start("webserver", _dagster("dagster-webserver", "--host", "127.0.0.1", "--port", str(DAGSTER_PORT)))
-        services.start("serve", [str(BIN / "deltaworks"), "serve"])
         services.wait("webserver", until=answers(f"{DAGSTER_PAGE}/server_info"), timeout_s=90)
         services.wait("runs", until=lambda: "runs start" in services.output("runs").read_text(), timeout_s=90)
     began = time.monotonic()
@@ -189,6 +188,7 @@ def _run_job(config: Config, services: Services, expected_rows: int) -> int:
 def _start_streams(services: Services) -> None:
     services.start("capture", [str(BIN / "deltaworks"), "capture", SOURCE])
     services.start("process", [str(BIN / "deltaworks"), "process", APP])
+    services.start("serve", [str(BIN / "deltaworks"), "serve"])
 
 
 def _stream(dsn: str, page: str, figures: Figures, *, rate: int, seconds: float) -> None:
