@@ -40,13 +40,28 @@ class Database:
 
     server: PostgresServer
     name: str
+    standby: PostgresServer | None = None
+    """A copy of the server that may take its place."""
     _connections: dict[str, psycopg.Connection[Any]] = field(default_factory=dict)
     _running: list[threading.Thread] = field(default_factory=list)
     _stop_load: threading.Event = field(default_factory=threading.Event)
 
     @property
     def dsn(self) -> str:
-        return self.server.dsn(self.name)
+        """The database where it takes writes, as libpq finds it among two servers."""
+        if self.standby is None:
+            return self.server.dsn(self.name)
+        return (
+            f"host=127.0.0.1,127.0.0.1 port={self.server.port},{self.standby.port} user={self.server.superuser} "
+            f"dbname={self.name} target_session_attrs=read-write sslmode=disable"
+        )
+
+    def promote(self) -> None:
+        """Lose the server and let its standby take its place."""
+        if self.standby is None:
+            raise ValueError("there is no standby to promote")
+        self.server.kill()
+        self.standby.promote()
 
     def connection(self, name: str = "w") -> psycopg.Connection[Any]:
         """The connection of that name, in autocommit mode; opened when first used, and again after it broke."""
@@ -171,7 +186,7 @@ def fresh_database(server: PostgresServer) -> Iterator[Database]:
         yield database
     finally:
         database.close()
-        if server.is_running():
+        if server.is_running() and database.standby is None:
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
                 _restore(connection)
                 _drop(connection, name)

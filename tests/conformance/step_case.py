@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from connector import STEPS, Connector, Hold
 from data_case import PUBLICATION, SOURCE, config_of, home, prepare, tables_setting
 from judging import Outcome, judge, shown, source_differences
 from outcome import Sink, read_events
-from place import Database, fresh_database, until
+from place import SETTINGS, Database, fresh_database, started_server, until
 
 from deltaworks import operate
 from deltaworks.config import Config
@@ -37,13 +38,15 @@ class CannotRunError(Exception):
 
 def run_step_case(case: Mapping[str, Any], server: PostgresServer) -> list[str]:
     """Run a case; every difference from what it expects."""
-    with fresh_database(server) as database, home() as folder:
-        run = _Run(case, database, folder)
-        try:
-            run.all_steps()
-            return judge(case["expect"], run.outcome())
-        finally:
-            run.close()
+    with ExitStack() as stack:
+        if any("cluster" in step for step in case["steps"]):
+            # A case that loses its server has one of its own.
+            server = stack.enter_context(started_server(server.binaries))
+        database = stack.enter_context(fresh_database(server))
+        run = _Run(case, database, stack.enter_context(home()))
+        stack.callback(run.close)
+        run.all_steps()
+        return judge(case["expect"], run.outcome())
 
 
 @dataclass(slots=True)
@@ -110,6 +113,9 @@ class _Run:
             self._lag.stop()
         for connector in self.connectors:
             connector.stop()
+        if self.database.standby is not None:
+            self.database.close()
+            self.database.standby.stop()
 
     # Steps.
 
@@ -189,6 +195,14 @@ class _Run:
         conditions = [self._condition(part.strip()) for part in text.split(" or ")]
         timeout_s = float(step.get("max_seconds", 60))
         until(lambda: any(condition() for condition in conditions), what=text, timeout_s=timeout_s)
+
+    def _cluster(self, _step: Mapping[str, Any]) -> None:
+        server = self.database.server
+        self.database.standby = server.start_standby(server.folder.with_name("standby"), settings=SETTINGS)
+
+    def _promote(self, _step: Mapping[str, Any]) -> None:
+        self.database.promote()
+        self.database.stop_load()
 
     def _check(self, step: Mapping[str, Any]) -> None:
         if "lag of the slot" not in str(step["check"]):
@@ -455,6 +469,8 @@ _STEPS: Mapping[str, Callable[[_Run, Mapping[str, Any]], None]] = {
     "kill": _Run._kill,
     "kill_active": _Run._kill_active,
     "stop_load": _Run._stop_load,
+    "cluster": _Run._cluster,
+    "promote": _Run._promote,
     "load": _Run._load,
     "wait": _Run._wait,
     "check": _Run._check,

@@ -61,6 +61,8 @@ class PostgresServer:
     """The data folder. The server's log is beside it, in `<folder>.log`."""
     port: int
     superuser: str
+    binaries: Path
+    """The folder of its programs."""
     _process: subprocess.Popen[bytes] = field(repr=False)
 
     @classmethod
@@ -112,7 +114,7 @@ class PostgresServer:
                 group=account.group,
                 extra_groups=account.extra_groups,
             )
-        server = cls(folder=folder, port=port, superuser=superuser, _process=process)
+        server = cls(folder=folder, port=port, superuser=superuser, binaries=binaries, _process=process)
         server._wait_until_ready()
         return server
 
@@ -132,7 +134,7 @@ class PostgresServer:
             ServerNotStartedError: the copy failed, or the standby gave up.
         """
         folder = folder.resolve()
-        binaries = (binaries or embedded_binaries()).resolve()
+        binaries = (binaries or self.binaries).resolve()
         account = _account_for(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if account.switch:
