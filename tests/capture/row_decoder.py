@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from deltaworks.capture.postgres import pgoutput
 from deltaworks.capture.postgres.batches import gather_texts
-from deltaworks.capture.postgres.columnar import MARK_PREFIX, from_epoch_us
+from deltaworks.capture.postgres.clock import from_epoch_us
+from deltaworks.capture.postgres.columnar import MARK_PREFIX
 from deltaworks.capture.postgres.pgoutput import LogicalMessage, MalformedMessageError, Relation, Truncate
 from deltaworks.capture.postgres.scan import POSTGRES_EPOCH_US
 from deltaworks.capture.postgres.types import Held, to_arrow

@@ -155,7 +155,8 @@ def _open_log(folder: Path) -> LocalLogWriter:
 @contextmanager
 def opened(config: Config, source: str) -> Iterator[Source]:
     """The source of that name, let go of at the end."""
-    with closing(open_source(source, config.source(source))) as database:
+    folder = config.home / "capture" / source
+    with closing(open_source(source, config.source(source), folder=folder)) as database:
         yield database
 
 

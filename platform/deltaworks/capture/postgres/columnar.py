@@ -8,11 +8,9 @@ truncates, marks. It neither reads a socket nor asks the server; what a table lo
 comes out at its commit as a run of slices.
 """
 
-import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ import numpy.typing as npt
 
 from deltaworks.capture.postgres import scan
 from deltaworks.capture.postgres.buffer import ReceiveBuffer
+from deltaworks.capture.postgres.clock import from_epoch_us
 from deltaworks.capture.postgres.compiled import Longs
 from deltaworks.capture.postgres.pgoutput import (
     LogicalMessage,
@@ -34,6 +33,8 @@ from deltaworks.capture.postgres.pgoutput import (
     decode,
 )
 from deltaworks.capture.postgres.relations import Relations
+from deltaworks.capture.postgres.replay import Replay
+from deltaworks.capture.postgres.report import lsn_of, reported, undecodable
 from deltaworks.capture.postgres.shape import UnreadableRowError
 from deltaworks.capture.postgres.spill import Spill
 from deltaworks.capture.source import Slice
@@ -43,13 +44,15 @@ from deltaworks.position import START, Lsn
 MARK_PREFIX = "deltaworks.mark"
 """The prefix of our marks in the WAL; other messages are not ours and are passed over."""
 
-REPLAYED_BYTES = 8 << 20
-"""The most that one slice of a spilled transaction is made of, and a message more."""
+MOST_MESSAGE_BYTES = 1 << 30
+"""No message of the server is larger: it builds them in memory that it allots in pieces below 1 GiB."""
 
 _COMMIT_FORM = struct.Struct(">xBQQq")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_LINES = 4096
-_LSN_AT = slice(6, 14)
+_FOREIGN_KINDS = b"ENScC"
+"""What else a server may send in a stream: errors, notices, settings, and the two ends of a stream."""
+_FOREIGN_BYTES = 4096
+"""What is kept of bytes that begin like no message."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,12 +82,13 @@ class SliceBuilder:
     _transactions: Longs = field(init=False)
     spill_folder: Path | None = None
     """Where transactions wait that are too large for memory; the system's own folder when left out."""
-    _pending_mark: str | None = None
+    pending_mark: str | None = None
+    """The first mark of the transaction that is being read."""
     _spills: dict[int, Spill] = field(default_factory=dict)
     """Streamed transactions by id."""
     _spill: Spill | None = None
     """The one that arrives now."""
-    _replay: "_Replay | None" = None
+    _replay: Replay | None = None
     _replaced: dict[int, Relation] = field(default_factory=dict)
     _replaced_in: int = -1
     """Descriptions that the transaction with this commit position found and replaced."""
@@ -120,7 +124,7 @@ class SliceBuilder:
         Raises:
             MalformedMessageError: it does not follow the protocol, or does not fit what came before.
         """
-        state, buffer, relations = self._state, self.buffer, self.relations
+        state = self._state
         state[scan.MAX_CHANGES] = max_changes
         self.is_complete |= self.change_count >= max_changes
         while not (self.is_complete or self.is_foreign):
@@ -128,12 +132,12 @@ class SliceBuilder:
                 if self._keep(self._spill) == scan.WANT:
                     break
                 continue
-            why = scan.scan(
-                buffer.data, buffer.end, state, relations.ids, relations.slots, self._changes, self._transactions
-            )
+            why = self._scan()
             if why == scan.WANT:
                 break
             self._handle(why)
+        if state[scan.STOP] - state[scan.AT] > MOST_MESSAGE_BYTES:
+            raise self._undecodable()
         self.position = Lsn(int(state[scan.POSITION]))
         if not state[scan.COUNT]:
             self._release()
@@ -159,7 +163,8 @@ class SliceBuilder:
         taken = Slice(
             batches=tuple(self._batches(count)) if count else (),
             position=self.position,
-            transaction_count=self._transaction_count(),
+            # The open transaction's line is not in use before it ends.
+            transaction_count=int(state[scan.TRANSACTIONS]),
             mark=self.mark,
             mark_position=self.position if self.mark is not None else None,
             mark_committed_at=from_epoch_us(int(state[scan.COMMITTED_AT_US])) if self.mark is not None else None,
@@ -179,9 +184,19 @@ class SliceBuilder:
             self._replay.close()
 
     def next_frame(self) -> tuple[bytes, bytes] | None:
-        """Kind and body of a frame that is no replication data, once it is whole."""
+        """Kind and body of a frame that is no replication data, once it is whole.
+
+        Raises:
+            MalformedMessageError: it is of no kind that has a place in a stream.
+        """
         start, end = int(self._state[scan.AT]), self.buffer.end
         head = bytes(self.buffer.data[start : start + 5])
+        if head[0] not in _FOREIGN_KINDS:
+            self._state[scan.STOP] = min(end, start + _FOREIGN_BYTES)
+            raise self._reported(
+                f"cannot read the stream after {self.position}: a message of kind {head[:1].decode('latin-1')!r} "
+                "has no place in it"
+            )
         stop = start + 1 + int.from_bytes(head[1:], "big")
         if len(head) < 5 or stop > end:
             return None
@@ -190,11 +205,40 @@ class SliceBuilder:
         self.is_foreign = False
         return head[:1], body
 
+    @property
+    def kept_count(self) -> int:
+        """Changes of a kept transaction since the last `take_kept`."""
+        return int(self._state[scan.COUNT])
+
+    def begin_kept(self, *, has_xid: bool, transaction: tuple[int, int, int]) -> None:
+        """Read nothing but the messages of one transaction whose end is known: (commit, txid, committed_at_us)."""
+        self._state[scan.IN_TRANSACTION], self._state[scan.HAS_XID] = 1, has_xid
+        self._transactions[0] = transaction
+
+    def scan_kept(self) -> None:
+        """Go through all that is in the buffer, whole frames of one transaction."""
+        while (why := self._scan()) != scan.WANT:
+            self._handle(why)
+
+    def take_kept(self) -> tuple[ChangeBatch, ...]:
+        """The changes of the kept transaction that were read since the last call."""
+        count = self.kept_count
+        batches = tuple(self._batches(count)) if count else ()
+        self._state[scan.CLOSED] = count
+        self._release()
+        return batches
+
+    def _scan(self) -> int:
+        buffer, relations = self.buffer, self.relations
+        return scan.scan(
+            buffer.data, buffer.end, self._state, relations.ids, relations.slots, self._changes, self._transactions
+        )
+
     def _handle(self, why: int) -> None:
         if why == scan.FULL:
             self.is_complete = True
             if self._state[scan.MARKED]:
-                self.mark, self._pending_mark = self._pending_mark, None
+                self.mark, self.pending_mark = self.pending_mark, None
                 self._state[scan.MARKED] = 0
         elif why == scan.ROOM:
             self._grow()
@@ -204,17 +248,6 @@ class SliceBuilder:
             self.is_foreign = True
         else:
             raise self._malformed()
-
-    def _scan_kept(self) -> None:
-        """Go through all that is in the buffer, whole frames of one transaction."""
-        state, buffer, relations = self._state, self.buffer, self.relations
-        while True:
-            why = scan.scan(
-                buffer.data, buffer.end, state, relations.ids, relations.slots, self._changes, self._transactions
-            )
-            if why == scan.WANT:
-                return
-            self._handle(why)
 
     def _keep(self, spill: Spill) -> int:
         """Move what arrived for a transaction that is kept into its file; why that stopped."""
@@ -296,10 +329,10 @@ class SliceBuilder:
         state[scan.IN_TRANSACTION] = 0
         committed_at_us = committed_at + scan.POSTGRES_EPOCH_US
         inner = SliceBuilder(relations=self.relations, position=self.position, reports=self.reports)
-        self._replay = _Replay(inner, spill, commit=end_lsn, txid=txid, committed_at_us=committed_at_us)
+        self._replay = Replay(inner, spill, commit=end_lsn, txid=txid, committed_at_us=committed_at_us)
         self.is_complete = True
 
-    def _take_replayed(self, replay: "_Replay", *, is_awaited: bool) -> Slice:
+    def _take_replayed(self, replay: Replay, *, is_awaited: bool) -> Slice:
         state = self._state
         batches, is_last = replay.next_batches(int(state[scan.MAX_CHANGES]))
         if is_last:
@@ -320,10 +353,6 @@ class SliceBuilder:
         self._taken_up_to = taken.position
         self.mark = None
         return taken
-
-    def _transaction_count(self) -> int:
-        # The open transaction's line is not in use before it ends.
-        return int(self._state[scan.TRANSACTIONS])
 
     def _grow(self) -> None:
         if self._state[scan.COUNT] == len(self._changes):
@@ -369,7 +398,7 @@ class SliceBuilder:
         if self._state[scan.HAS_XID]:
             data = data[:1] + data[5:]
         try:
-            return decode(data, lsn=_lsn(frame).value)
+            return decode(data, lsn=lsn_of(frame).value)
         except MalformedMessageError as error:
             raise self._reported(str(error)) from error
 
@@ -393,23 +422,19 @@ class SliceBuilder:
                 raise self._unplaced(relation_id)
             self._grow()
             line = self._changes[state[scan.COUNT]]
-            line[[scan.SLOT, scan.OP, scan.PLACE, scan.TRANSACTION, scan.NEW, scan.OLD, scan.END, scan.FRAME]] = (
-                slot,
-                ord(TRUNCATE),
-                state[scan.ORDINAL],
-                state[scan.TRANSACTIONS],
-                0,
-                0,
-                state[scan.STOP],
-                state[scan.AT],
-            )
+            line[[scan.SLOT, scan.OP, scan.NEW, scan.OLD]] = slot, ord(TRUNCATE), 0, 0
+            line[[scan.PLACE, scan.TRANSACTION]] = state[scan.ORDINAL], state[scan.TRANSACTIONS]
+            line[[scan.END, scan.FRAME]] = state[scan.STOP], state[scan.AT]
             state[scan.COUNT] += 1
             state[scan.ORDINAL] += 1
 
     def _logical_message(self, message: LogicalMessage) -> None:
         # One outside of a transaction comes out of order, so it marks nothing.
-        if message.transactional and message.prefix == MARK_PREFIX and self._pending_mark is None:
-            self._pending_mark = message.content.decode()
+        if message.transactional and message.prefix == MARK_PREFIX and self.pending_mark is None:
+            try:
+                self.pending_mark = message.content.decode()
+            except UnicodeDecodeError as error:
+                raise self._undecodable() from error
             self._state[scan.MARKED] = 1
 
     def _batches(self, count: int) -> Iterator[ChangeBatch]:
@@ -428,8 +453,8 @@ class SliceBuilder:
                 raise self._undecodable() from error
 
     def _frame(self) -> bytes:
-        """The frame that the scan stopped at."""
-        return bytes(self.buffer.data[self._state[scan.AT] : self._state[scan.STOP]])
+        """The frame that the scan stopped at, as much of it as has arrived."""
+        return bytes(self.buffer.data[self._state[scan.AT] : min(self._state[scan.STOP], self.buffer.end)])
 
     def _malformed(self) -> MalformedMessageError:
         frame = self._frame()
@@ -441,12 +466,7 @@ class SliceBuilder:
         return self._undecodable()
 
     def _undecodable(self) -> MalformedMessageError:
-        frame = self._frame()
-        data = frame[scan.MESSAGE :]
-        return self._reported(
-            f"cannot decode the {data[:1].decode('latin-1')!r} message of {len(data)} bytes at {_lsn(frame)}: "
-            "a marker, a size or its place in the stream is wrong"
-        )
+        return undecodable(self._frame(), self.reports)
 
     def _unplaced(self, relation_id: int) -> MalformedMessageError:
         return self._reported(
@@ -454,65 +474,7 @@ class SliceBuilder:
         )
 
     def _reported(self, what: str) -> MalformedMessageError:
-        """The error, its bytes saved beside it."""
-        if self.reports is None:
-            return MalformedMessageError(what)
-        frame = self._frame()
-        path = self.reports / f"message-{_lsn(frame).value:016X}.bin"
-        self.reports.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(frame)
-        return MalformedMessageError(f"{what}; its bytes are in {path}: keep them for a report, they hold row data")
-
-
-class _Replay:
-    """Reads a spilled transaction back, a few changes at a time."""
-
-    def __init__(self, inner: SliceBuilder, spill: Spill, *, commit: int, txid: int, committed_at_us: int) -> None:
-        self.commit = commit
-        self.committed_at_us = committed_at_us
-        self.mark: str | None = None
-        self.has_changes = False
-        self._inner = inner
-        self._spill = spill
-        spill.rewind()
-        state = inner._state
-        state[scan.IN_TRANSACTION], state[scan.HAS_XID] = 1, spill.has_xid
-        inner._transactions[0] = commit, txid, committed_at_us
-
-    def next_batches(self, max_changes: int) -> tuple[tuple[ChangeBatch, ...], bool]:
-        """The next changes, and whether they are the last."""
-        inner, state = self._inner, self._inner._state
-        while state[scan.COUNT] < max_changes and inner.buffer.end < REPLAYED_BYTES and not self._spill.is_read:
-            if (relation := self._spill.next_relation()) is not None:
-                inner.relations.learn(relation)
-                continue
-            self._spill.read(inner.buffer)
-            inner._scan_kept()
-        count = int(state[scan.COUNT])
-        self.has_changes |= count > 0
-        self.mark = inner._pending_mark
-        batches = tuple(inner._batches(count)) if count else ()
-        state[scan.CLOSED] = count
-        inner._release()
-        is_last = self._spill.is_read
-        if is_last:
-            self.close()
-        return batches, is_last
-
-    def close(self) -> None:
-        """Give the disk space back."""
-        self._spill.close()
-
-
-def from_epoch_us(microseconds: int) -> datetime:
-    """A time given in microseconds since 1970, exactly."""
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _lsn(frame: bytes) -> Lsn:
-    """Where in the WAL the message of a frame is."""
-    return Lsn(int.from_bytes(frame[_LSN_AT], "big"))
+        return reported(what, self._frame(), self.reports)
 
 
 def _doubled(lines: Longs) -> Longs:
@@ -521,9 +483,8 @@ def _doubled(lines: Longs) -> Longs:
     return larger
 
 
-_ACTIONS: dict[
-    type, Callable[[SliceBuilder, Message | StreamMessage], None]
-] = {  # each action takes the kind it stands for
+# Each action takes the kind it stands for.
+_ACTIONS: dict[type, Callable[[SliceBuilder, Message | StreamMessage], None]] = {
     Relation: SliceBuilder._relation,  # type: ignore[dict-item]
     Truncate: SliceBuilder._truncate,  # type: ignore[dict-item]
     LogicalMessage: SliceBuilder._logical_message,  # type: ignore[dict-item]

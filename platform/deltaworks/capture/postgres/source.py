@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.role import role_sql
 from deltaworks.capture.postgres.snapshot import Snapshot
+from deltaworks.capture.postgres.spill import clean_spills
 from deltaworks.capture.postgres.status import read_status
 from deltaworks.capture.postgres.still import PostgresSnapshot, take_snapshot
 from deltaworks.capture.postgres.survey import take_survey
@@ -56,10 +58,14 @@ class PostgresSource:
     It holds one ordinary connection for questions and marks, and one that dumps read over (and one to the
     standby where they do), each opened when first needed and again after it broke. Each open stream has
     a replication connection of its own.
+
+    In `folder` a stream keeps transactions that are too large for memory, and the bytes of a message that nobody
+    can read; without one the former goes to the system's folder for temporary files, the latter nowhere.
     """
 
-    def __init__(self, name: str, config: PostgresConfig) -> None:
+    def __init__(self, name: str, config: PostgresConfig, *, folder: Path | None = None) -> None:
         self.name = name
+        self._folder = folder
         self.chunk_rows = config.chunk_rows
         self.chunk_s = config.dump_chunk_s
         self.repairs_gaps = config.on_gap == "repair"
@@ -166,10 +172,19 @@ class PostgresSource:
                 publication=self._wanted.publication,
                 start=start,
             )
+            if self._folder is not None:
+                # Whoever has the slot is the only one here.
+                clean_spills(self._folder)
         except BaseException:
             replication.close()
             raise
-        builder = SliceBuilder(relations=Relations(self._describe), position=start, nearby_xid=following)
+        builder = SliceBuilder(
+            relations=Relations(self._describe),
+            position=start,
+            nearby_xid=following,
+            reports=self._folder,
+            spill_folder=self._folder,
+        )
         return PostgresStream(connection=replication, wire=wire, builder=builder, durable=start)
 
     def renew(self, *, after: Lsn) -> Lsn:

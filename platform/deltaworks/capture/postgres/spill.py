@@ -5,7 +5,8 @@
 
 The server streams a transaction in pieces once it is larger than `logical_decoding_work_mem`, before
 it knows whether it will be committed (protocol 2). One that it sends whole is spilled when it
-outgrows the receive buffer. The files have no name, so the death of the process removes them.
+outgrows the receive buffer. The files have no name, so the death of the process removes them; on a file
+system that knows only files with names, one can be left that was made a moment before.
 """
 
 import tempfile
@@ -16,6 +17,15 @@ from typing import IO
 from deltaworks.capture.postgres.buffer import ReceiveBuffer
 from deltaworks.capture.postgres.compiled import Bytes
 from deltaworks.capture.postgres.pgoutput import Relation
+
+_PREFIX = "deltaworks-spill-"
+
+
+def clean_spills(folder: Path) -> None:
+    """Make the folder, and remove what a process left there that died; nobody else may be using it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in folder.glob(f"{_PREFIX}*"):
+        left.unlink(missing_ok=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +50,7 @@ class Spill:
 
     def __post_init__(self) -> None:
         # It stays open as long as the transaction; `close` is the end of both.
-        self._file = tempfile.TemporaryFile(dir=self.folder, prefix="deltaworks-")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(dir=self.folder, prefix=_PREFIX)  # noqa: SIM115
 
     def write(self, frames: Bytes) -> None:
         """Add whole frames at the end."""
