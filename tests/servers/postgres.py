@@ -68,7 +68,7 @@ def postgres_server(server_folder: Path, pytestconfig: pytest.Config) -> Iterato
 
     Tests that stop or crash a server start their own.
     """
-    settings = {"fsync": "off", "max_connections": "60"}
+    settings = {"fsync": "off", "max_connections": "60", "max_prepared_transactions": "10"}
     binaries = pytestconfig.getoption("--postgres-binaries")
     with PostgresServer.start(server_folder / "data", settings=settings, binaries=binaries) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
