@@ -17,7 +17,7 @@ from deltaworks.capture.postgres.pgoutput import LogicalMessage, MalformedMessag
 from deltaworks.capture.postgres.scan import POSTGRES_EPOCH_US
 from deltaworks.capture.postgres.types import Held, to_arrow
 from deltaworks.capture.source import Slice
-from deltaworks.change import CREATE, DELETE, OLD_KEY, TRUNCATE, UPDATE, ChangeBatch, change_schema
+from deltaworks.change import BEFORE, CREATE, DELETE, OLD_KEY, TRUNCATE, UPDATE, ChangeBatch, change_schema
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableSchema
 
@@ -294,7 +294,7 @@ class SliceBuilder:
     def _delete(self, message: Delete) -> None:
         rows = self._table(message.relation_id)
         if rows is not None:
-            rows.add(DELETE, self._next_ordinal(), rows.key_only(message.old))
+            rows.add_delete(self._next_ordinal(), message)
 
     def _truncate(self, message: Truncate) -> None:
         for relation_id in message.relation_ids:
@@ -334,6 +334,7 @@ class _TableRows:
     ordinals: list[int] = field(default_factory=list)
     unchanged: dict[int, list[str]] = field(default_factory=dict)
     old_keys: dict[int, list[bytes | None]] = field(default_factory=dict)
+    before: dict[int, list[bytes | None]] = field(default_factory=dict)
     transactions: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(rows, commit, txid, committed_at_us) of every transaction in here."""
     closed: int = 0
@@ -357,7 +358,12 @@ class _TableRows:
             old_key = [old[at] for at in self.key_at]
             if old_key != [new[at] for at in self.key_at]:
                 self.old_keys[len(self.rows)] = old_key  # type: ignore[assignment]  # an old row has no marker
+            self.before[len(self.rows)] = old  # type: ignore[assignment]  # as above
         self.add(UPDATE, ordinal, new)
+
+    def add_delete(self, ordinal: int, delete: Delete) -> None:
+        self.before[len(self.rows)] = delete.old  # type: ignore[assignment]  # as above
+        self.add(DELETE, ordinal, self.key_only(delete.old))
 
     def key_only(self, old: Row) -> Row:
         row: Row = [None] * len(old)
@@ -375,7 +381,16 @@ class _TableRows:
         """The rows as a batch; starts anew."""
         count = len(self.rows)
         held = self._columns()
-        old_key, old_texts = self._old_key_array(count)
+        old_key, old_texts = self._old_rows(
+            self.old_keys, self.key_at, count, kind=self.arrow.field("_old_key").type, prefix=OLD_KEY
+        )
+        before: list[pa.Array] = []
+        if self.schema.has_before:
+            places = list(range(len(self.schema.columns)))
+            array, texts = self._old_rows(
+                self.before, places, count, kind=self.arrow.field(BEFORE).type, prefix=f"{BEFORE}."
+            )
+            before, old_texts = [array], old_texts + texts
         meta = [
             pa.array(self.ops, pa.string()),
             self._of_transactions(1, pa.uint64()),
@@ -386,8 +401,16 @@ class _TableRows:
             old_key,
             gather_texts(chain(zip(self.schema.names, held, strict=True), old_texts), row_count=count),
         ]
-        batch = pa.RecordBatch.from_arrays([*meta, *(column.array for column in held)], schema=self.arrow)
-        for kept in (self.rows, self.ops, self.ordinals, self.unchanged, self.old_keys, self.transactions):
+        batch = pa.RecordBatch.from_arrays([*meta, *(column.array for column in held), *before], schema=self.arrow)
+        for kept in (
+            self.rows,
+            self.ops,
+            self.ordinals,
+            self.unchanged,
+            self.old_keys,
+            self.before,
+            self.transactions,
+        ):
             kept.clear()
         self.closed = 0
         return ChangeBatch(self.schema, batch)
@@ -412,22 +435,32 @@ class _TableRows:
             )
         return [to_arrow(values, column.type) for column, values in zip(self.schema.columns, texts, strict=True)]
 
-    def _old_key_array(self, count: int) -> tuple[pa.Array, list[tuple[str, Held]]]:
-        """The old keys, and their parts that a column's type does not hold under their names in `_as_text`."""
-        kind = self.arrow.field("_old_key").type
-        if not self.old_keys:
+    def _old_rows(
+        self,
+        rows_before: Mapping[int, list[bytes | None]],
+        places: list[int],
+        count: int,
+        *,
+        kind: pa.DataType,
+        prefix: str,
+    ) -> tuple[pa.Array, list[tuple[str, Held]]]:
+        """Columns of rows before their change, and the values that a column's type does not hold as texts."""
+        if not rows_before:
             return pa.nulls(count, kind), []
-        rows = list(self.old_keys)
+        rows = list(rows_before)
         parts = [
-            to_arrow([self.old_keys[row][place] for row in rows], self.schema.columns[at].type)
-            for place, at in enumerate(self.key_at)
+            to_arrow([rows_before[row][place] for row in rows], self.schema.columns[at].type)
+            for place, at in enumerate(places)
         ]
         sent = pa.StructArray.from_arrays([part.array for part in parts], fields=list(kind))
         place_of_row = {row: place for place, row in enumerate(rows)}
-        old_key = sent.take(pa.array([place_of_row.get(row) for row in range(count)], pa.int32()))
-        return old_key, [
-            (OLD_KEY + name, Held(part.array, {rows[place]: text for place, text in part.texts.items()}))
-            for name, part in zip(self.schema.key, parts, strict=True)
+        array = sent.take(pa.array([place_of_row.get(row) for row in range(count)], pa.int32()))
+        return array, [
+            (
+                prefix + self.schema.names[at],
+                Held(part.array, {rows[place]: text for place, text in part.texts.items()}),
+            )
+            for at, part in zip(places, parts, strict=True)
         ]
 
     def _of_transactions(self, part: int, kind: pa.DataType) -> pa.Array:

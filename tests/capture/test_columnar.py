@@ -59,24 +59,34 @@ PAIR = TableSchema(
 GROWN = TableSchema(
     name=PAIR.name, columns=(*PAIR.columns, Column(name="w", type=pa.int32(), source_type="integer")), key=PAIR.key
 )
-WIDE_ID, PAIR_ID, FOREIGN_ID = 7, 8, 9
+FULL = TableSchema(
+    name=TableName("public", "full"),
+    columns=tuple(column for column in WIDE.columns if column.name in {"int8", "cents", "day", "text"}),
+    key=("int8",),
+    has_before=True,
+)
+WIDE_ID, PAIR_ID, FOREIGN_ID, FULL_ID = 7, 8, 9, 10
 NEARBY = 3 << 32
 # The first example compiles the decoder, and a row of every type is much to draw.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def describe(relation: Relation) -> TableSchema | None:
-    schemas = {("wide", 16): WIDE, ("pair", 3): PAIR, ("pair", 4): GROWN}
+    schemas = {("wide", 16): WIDE, ("pair", 3): PAIR, ("pair", 4): GROWN, ("full", 4): FULL}
     return schemas.get((relation.name, len(relation.columns)))
 
 
 def relation_of(number: int, schema: TableSchema) -> bytes:
-    return messages.relation(number, schema.name.name, [(name in schema.key, name) for name in schema.names])
+    # Under identity full every column is part of the identity.
+    columns = [(schema.has_before or name in schema.key, name) for name in schema.names]
+    return messages.relation(number, schema.name.name, columns, identity="f" if schema.has_before else "d")
 
 
 def row_of(schema: TableSchema) -> st.SearchStrategy[list[rows.Value]]:
     def value_of(column: Column) -> st.SearchStrategy[rows.Value]:
-        values = VALUES[column.name][1] if schema is WIDE else DIGITS if column.name == "w" else st.text(max_size=3)
+        values = (
+            VALUES[column.name][1] if column.name in VALUES else DIGITS if column.name == "w" else st.text(max_size=3)
+        )
         texts = values.map(str.encode)
         if column.name in schema.key:
             return texts
@@ -93,12 +103,16 @@ def changes_of(number: int, schema: TableSchema) -> st.SearchStrategy[bytes]:
         return [None if value is rows.UNCHANGED else value for value in values]
 
     one = row_of(schema)
+    # Under identity full the server sends the whole row before, never its key alone.
+    key_only = [
+        st.tuples(one, one).map(lambda pair: messages.update(number, pair[0], key=key_of(pair[1]))),
+        one.map(lambda old: messages.delete(number, key=key_of(old))),
+    ]
     return st.one_of(
         one.map(lambda new: messages.insert(number, whole(new))),
         one.map(lambda new: messages.update(number, new)),
-        st.tuples(one, one).map(lambda pair: messages.update(number, pair[0], key=key_of(pair[1]))),
+        *([] if schema.has_before else key_only),
         st.tuples(one, one).map(lambda pair: messages.update(number, pair[0], old=whole(pair[1]))),
-        one.map(lambda old: messages.delete(number, key=key_of(old))),
         one.map(lambda old: messages.delete(number, old=whole(old))),
         st.just(messages.truncate(number)),
     )
@@ -109,8 +123,12 @@ def transactions(draw: st.DrawFn) -> list[bytes]:
     """Messages of some transactions, in order; `pair` may get a column on the way."""
     stream: list[bytes] = []
     lsn, pair = 100, PAIR
-    described = [relation_of(WIDE_ID, WIDE), relation_of(PAIR_ID, PAIR), relation_of(FOREIGN_ID, GROWN)]
-    described[2] = messages.relation(FOREIGN_ID, "other", [(True, "id")])
+    described = [
+        relation_of(WIDE_ID, WIDE),
+        relation_of(PAIR_ID, PAIR),
+        relation_of(FULL_ID, FULL),
+        messages.relation(FOREIGN_ID, "other", [(True, "id")]),
+    ]
     for _ in range(draw(st.integers(1, 4))):
         lsn += draw(st.integers(16, 50))
         stream.append(messages.begin(lsn, at_us=draw(st.integers(0, 10**15)), xid=draw(st.integers(1, 2**32 - 1))))
@@ -123,6 +141,7 @@ def transactions(draw: st.DrawFn) -> list[bytes]:
             st.lists(
                 changes_of(WIDE_ID, WIDE)
                 | changes_of(PAIR_ID, pair)
+                | changes_of(FULL_ID, FULL)
                 | st.sampled_from([messages.insert(FOREIGN_ID, [b"1"]), messages.truncate(FOREIGN_ID, PAIR_ID)])
                 | st.sampled_from([b"O" + bytes(8) + b"elsewhere\0", b"Y" + bytes(4) + b"public\0mood\0"])
                 | st.booleans().map(
