@@ -1,13 +1,17 @@
 """Runs one SELECT and takes its rows off the socket by columns, with no Python per row.
 
-    Parse Bind Execute Sync ──►          one statement, values as parameters, never inside the text
+    Parse Bind Execute(16) Sync ──►      one statement, values as parameters, never inside the text
     ◄── DataRow DataRow DataRow …        taken into one buffer, located by a compiled kernel; a piece of
-                                         some thousand rows at a time, as `Cells` of each column
+    Execute(n) Sync, Execute(n) Sync ──► some thousand rows at a time, as `Cells` of each column
 
 The driver's library makes an object for every row. Between two statements it is idle with nothing in
-its buffers, so for the length of one statement its socket is read directly, and ReadyForQuery hands it
-back (protocol version 3, "Extended Query"). Over TLS or GSS the bytes are the library's alone: it is
-asked row by row, slower, with the same result.
+its buffers, so for the length of one statement its socket is read directly, and the last ReadyForQuery
+hands it back (protocol version 3, "Extended Query"). Over TLS or GSS the bytes are the library's alone:
+it is asked row by row, slower, with the same result.
+
+The first rows tell how large a row is, and how many more fit what may come. Those are asked for some
+answers ahead, so that the server never waits; a suspended portal stays until its transaction ends. So a
+statement that has more rows than fit costs nothing: the rest is never asked for.
 
 While a piece is turned into Arrow the server fills the socket with the next.
 """
@@ -15,6 +19,7 @@ While a piece is turned into Arrow the server fills the socket with the next.
 import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,12 +45,23 @@ WAKE_BYTES = 128 << 10
 MOMENT_MS = 2
 """How long to wait for as many as that."""
 
+FIRST_ASKED_ROWS = 16
+"""Rows that are asked for at first."""
+
+ASKED_BYTES = 1 << 20
+"""About how much is asked for at a time after them, or less where little may come."""
+
+ASKED_AHEAD = 4
+"""How many answers are awaited at once."""
+
 CANCEL_PATIENCE_S = 5.0
 
 Piece = list[Cells]
 """Some rows, as the cells of each column; valid until the next piece is asked for."""
 
-_ROW, _ERROR, _READY = ord("D"), ord("E"), ord("Z")
+_COMPLETE, _ERROR, _READY = ord("C"), ord("E"), ord("Z")
+_READY_MESSAGE = b"Z\0\0\0\5"
+"""ReadyForQuery without its last byte, the state of the transaction."""
 _HEADER_BYTES = 5
 
 
@@ -57,12 +73,16 @@ class Fetch:
     values: Sequence[str]
     column_count: int
     most_bytes: int
-    """After this many bytes of rows the statement is cancelled, and the rows so far are all that come."""
+    """About as many bytes of rows come at most. Where rows are suddenly larger than those before, the statement is
+    cancelled, and the rows so far are all that come.
+    """
     in_binary: Sequence[bool] = ()
     """Which columns come in the server's binary form, over the bare socket only; all others as its text."""
     is_cut: bool = False
-    """Whether it was cancelled so; the transaction around it has failed then."""
+    """Whether it was ended so; the transaction around it may have failed then."""
     _received: int = field(default=0, init=False)
+    _is_cancelled: bool = field(default=False, init=False)
+    _cancelled_at: int = field(default=0, init=False)
 
     def run(self, connection: AnyConnection) -> Iterator[Piece]:
         """The rows in their order. Take every piece: dropped half way, this closes the connection.
@@ -91,13 +111,15 @@ class Fetch:
     def note(self, byte_count: int, connection: AnyConnection) -> None:
         """Count what was given out; cancel the statement when it is too much."""
         self._received += byte_count
-        if self._received > self.most_bytes and not self.is_cut:
-            self.is_cut = True
+        # Once more when as much again has come: between two requests the server ignores a cancellation.
+        if self._received - self._cancelled_at > self.most_bytes:
+            self.is_cut = self._is_cancelled = True
+            self._cancelled_at = self._received
             connection.cancel_safe(timeout=CANCEL_PATIENCE_S)
 
 
 class _Exchange:
-    """A statement on the bare socket, from the request to ReadyForQuery."""
+    """A statement on the bare socket, from the request to the last ReadyForQuery."""
 
     def __init__(self, fetch: Fetch, connection: AnyConnection) -> None:
         self._fetch = fetch
@@ -106,17 +128,54 @@ class _Exchange:
         self._end = 0
         self._starts: Longs = np.empty((fetch.column_count, PIECE_ROWS), np.int64)
         self._sizes: Ints = np.empty((fetch.column_count, PIECE_ROWS), np.int32)
+        self._rows = 0
+        self._awaited: deque[int] = deque()
+        """The rows of every Execute that is not answered, the oldest first."""
+        self._is_complete = False
         self._error: psycopg.Error | None = None
-        self._is_ready = False
 
     def pieces(self) -> Iterator[Piece]:
-        with socket.socket(fileno=socket.dup(self._connection.pgconn.socket)) as wire, _woken_for(wire, WAKE_BYTES):
-            _send(wire, _request(self._fetch))
-            while not self._is_ready:
+        with socket.socket(fileno=socket.dup(self._connection.pgconn.socket)) as wire:
+            self._awaited.append(FIRST_ASKED_ROWS)
+            _send(wire, _request(self._fetch) + _execute(FIRST_ASKED_ROWS))
+            while self._awaited:
                 self._receive(wire)
                 yield from self._take()
-        if self._error is not None and not self._fetch.is_cut:
+            if self._may_ask():
+                with _woken_for(wire, WAKE_BYTES):
+                    yield from self._further(wire)
+        if self._fetch._is_cancelled:
+            return
+        if self._error is not None:
             raise self._error
+        self._fetch.is_cut = not self._is_complete
+
+    def _further(self, wire: socket.socket) -> Iterator[Piece]:
+        """All rows after the first."""
+        while True:
+            while len(self._awaited) < ASKED_AHEAD and self._may_ask():
+                self._awaited.append(self._fitting())
+                _send(wire, _execute(self._awaited[-1]))
+            if not self._awaited:
+                return
+            self._receive(wire)
+            yield from self._take()
+
+    def _may_ask(self) -> bool:
+        """Whether there may be more rows, and room for as many as would be asked for."""
+        if self._is_complete or self._error is not None or self._fetch._is_cancelled:
+            return False
+        # What has come of the oldest answer is counted twice, which errs on the side of fewer rows.
+        expected = (sum(self._awaited) + self._fitting()) * self._row_bytes()
+        return self._fetch._received + expected <= self._fetch.most_bytes
+
+    def _fitting(self) -> int:
+        """How many rows are asked for at a time."""
+        asked_bytes = min(ASKED_BYTES, self._fetch.most_bytes // (2 * ASKED_AHEAD))
+        return max(1, min(asked_bytes // self._row_bytes(), PIECE_ROWS))
+
+    def _row_bytes(self) -> int:
+        return max(1, self._fetch._received // max(1, self._rows))
 
     def _receive(self, wire: socket.socket) -> None:
         """Wait for bytes, then take what there is, up to a piece."""
@@ -131,6 +190,8 @@ class _Exchange:
             try:
                 count = wire.recv_into(free[taken:])
             except BlockingIOError:
+                if taken and self._is_answered(self._end + taken):
+                    break
                 # Whatever came after a moment is taken, however little: a statement's end has no more behind it.
                 if not _is_ready(wire, select.POLLIN, MOMENT_MS):
                     if taken:
@@ -145,12 +206,19 @@ class _Exchange:
                 break
         self._end += taken
 
+    def _is_answered(self, end: int) -> bool:
+        """Whether the bytes up to `end` look like ReadyForQuery at their end, which nothing follows unless it is
+        asked for; a value that happens to look so only ends a piece early.
+        """
+        return end >= len(_READY_MESSAGE) + 1 and bytes(self._data[end - 6 : end - 1]) == _READY_MESSAGE
+
     def _take(self) -> Iterator[Piece]:
         """Give out whole rows, heed other messages, keep the rest for later."""
         at = 0
-        while not self._is_ready:
+        while self._awaited:
             at, count = _locate(self._data, at, self._end, self._starts, self._sizes)
-            if count > 0 and not self._fetch.is_cut:
+            if count > 0 and not self._fetch._is_cancelled:
+                self._rows += count
                 yield [
                     Cells(self._data, starts[:count], sizes[:count])
                     for starts, sizes in zip(self._starts, self._sizes, strict=True)
@@ -178,25 +246,31 @@ class _Exchange:
         return length if self._end - at >= length else 0
 
     def _heed(self, kind: int, body: bytes) -> None:
-        # ParseComplete, BindComplete, CommandComplete, notices and parameter changes ask for nothing.
-        if kind == _ERROR:
-            self._error = _as_error(body)
+        # ParseComplete, BindComplete, PortalSuspended, notices and parameter changes ask for nothing.
+        if kind == _COMPLETE:
+            self._is_complete = True
+        elif kind == _ERROR:
+            # Those that follow only say that the transaction has failed.
+            self._error = self._error or _as_error(body)
         elif kind == _READY:
-            self._is_ready = True
+            self._awaited.popleft()
 
 
 def _request(fetch: Fetch) -> bytes:
-    """Parse, Bind, Execute and Sync: unnamed, all values as text."""
+    """Parse and Bind: unnamed, all values as text."""
     values = b"".join(struct.pack("!i", len(value)) + value for value in (text.encode() for text in fetch.values))
     formats = struct.pack(f"!H{len(fetch.in_binary)}h", len(fetch.in_binary), *map(int, fetch.in_binary))
     return b"".join(
         (
             _message(b"P", b"\0" + fetch.statement + b"\0" + struct.pack("!h", 0)),
             _message(b"B", b"\0\0" + struct.pack("!hH", 0, len(fetch.values)) + values + formats),
-            _message(b"E", b"\0" + struct.pack("!i", 0)),
-            _message(b"S", b""),
         )
     )
+
+
+def _execute(row_count: int) -> bytes:
+    """Execute and Sync: at most that many further rows, then ReadyForQuery."""
+    return _message(b"E", b"\0" + struct.pack("!i", row_count)) + _message(b"S", b"")
 
 
 def _message(kind: bytes, body: bytes) -> bytes:
