@@ -152,11 +152,16 @@ def see_primary(connection: AnyConnection) -> Snapshot:
 @contextmanager
 def _snapshot(connection: AnyConnection, table: TableName, see: See) -> Iterator[Visibility]:
     """A transaction that sees one state of the database throughout; always rolled back."""
-    connection.execute("begin isolation level repeatable read read only")
+    # The lock of any reader, taken before the snapshot: a table that is rewritten or truncated in between would
+    # look empty to the snapshot although it is not. No statement here takes a snapshot. Rows are asked for some
+    # at a time, which no worker helps with, so the planner is not to count on any.
+    opening = sql.SQL(
+        "begin isolation level repeatable read read only;"
+        " set local max_parallel_workers_per_gather = 0;"
+        " lock table {} in access share mode"
+    )
     try:
-        # The lock of any reader, taken before the snapshot: a table that is rewritten or truncated in
-        # between would look empty to the snapshot although it is not.
-        connection.execute(sql.SQL("lock table {} in access share mode").format(quoted(table)))
+        connection.execute(opening.format(quoted(table)), prepare=False)
         yield see(connection)
     finally:
         if not connection.closed and not connection.broken:
