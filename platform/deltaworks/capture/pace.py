@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
-FIRST_ROWS = 1_000
+FIRST_ROWS = 8_000
 """The first chunk of a table; nothing is known of its rows yet."""
 
 FEWEST_ROWS = 100
 """No chunk asks for fewer rows, however slow they come: each costs a transaction and a mark."""
 
-_GROWTH = 4
+_GROWTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Pace:
 
     >>> pace = Pace.first(most_rows=100_000)
     >>> pace.after(row_count=1_000, took_s=0.02, budget_s=0.2).limit
-    4000
+    8000
     >>> pace.after(row_count=1_000, took_s=0.4, budget_s=0.2).limit
     500
     """
@@ -32,7 +32,7 @@ class Pace:
         return cls(limit=min(most_rows, FIRST_ROWS), most_rows=most_rows)
 
     def after(self, *, row_count: int, took_s: float, budget_s: float) -> Self:
-        """The pace after a chunk of that many rows; grows at most fourfold at a time.
+        """The pace after a chunk of that many rows; grows at most eightfold at a time.
 
         A chunk that was cut short, because its rows were large, has fewer rows than were asked for.
         """
