@@ -16,7 +16,7 @@ log, and their table is read on once they are visible.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -25,14 +25,15 @@ from typing import Any
 import structlog
 
 from deltaworks import faults
-from deltaworks.capture.dump import DumpState, Settled, TableDump, TextKey, settle, strays
+from deltaworks.capture.dump import DumpState, Settled, TableDump, settle, strays
 from deltaworks.capture.pace import Pace
 from deltaworks.capture.recent import Recent
-from deltaworks.capture.source import Chunk, DumpBlockedError, Running, Slice, Source
+from deltaworks.capture.source import DumpBlockedError, Running, Slice, Source
 from deltaworks.change import ChangeBatch
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.log.dump_parts import INITIAL, AskedDump, Part, Turns
+from deltaworks.log.dump_reads import Begun, Flight, Read, read_next
 from deltaworks.log.dump_requests import DumpOutcome, DumpRequest, DumpRequests, Ending, Wanted
 from deltaworks.schema import TableName
 
@@ -71,35 +72,6 @@ class DumpProgress:
 OnProgress = Callable[[DumpProgress], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
-    """What is asked of the source before a table's first chunk."""
-
-    last_key: TextKey | None
-    estimated_rows: int | None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Read:
-    """A read that another thread is at; `repaired` are the keys of a repair read. Nobody waits for a dropped one."""
-
-    part: Part
-    repaired: tuple[TextKey, ...] | None
-    future: Future[Chunk | _Begun]
-    began_at: float
-    is_dropped: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class _Flight:
-    """A chunk that was read and waits for its mark."""
-
-    part: Part
-    chunk: Chunk
-    mark: str
-    repaired: tuple[TextKey, ...] | None
-
-
 @dataclass(slots=True, kw_only=True)
 class Dumping:
     """All dumps of a source during one connection's life. Not thread-safe; `close` it at the end.
@@ -117,8 +89,8 @@ class Dumping:
     _initial: dict[TableName, Part] = field(default_factory=dict)
     _asked: dict[str, AskedDump] = field(default_factory=dict)
     _recent: Recent = field(default_factory=Recent)
-    _read: _Read | None = None
-    _flight: _Flight | None = None
+    _read: Read | None = None
+    _flight: Flight | None = None
     _fence: int | None = None
     _is_fence_passed: bool = False
     _looked_at: dict[str, float] = field(default_factory=dict)
@@ -379,10 +351,10 @@ class Dumping:
         repaired = None if part.cursor.state is DumpState.WAITING else part.keys_to_repair()
         if part.cursor.state is not DumpState.WAITING:
             faults.reach("dump.before_select")
-        future = self._pool.submit(_read, self.source, replace(part), repaired)
-        self._read = _Read(part=part, repaired=repaired, future=future, began_at=time.monotonic())
+        future = self._pool.submit(read_next, self.source, replace(part), repaired)
+        self._read = Read(part=part, repaired=repaired, future=future, began_at=time.monotonic())
 
-    def _take_read(self, read: _Read) -> None:
+    def _take_read(self, read: Read) -> None:
         """Begin a table, or mark the chunk that was read."""
         self._read = None
         part = read.part
@@ -403,7 +375,7 @@ class Dumping:
             return
         if read.is_dropped:
             return
-        if isinstance(found, _Begun):
+        if isinstance(found, Begun):
             self._set_cursor(part, part.cursor.begun(found.last_key, estimated_rows=found.estimated_rows))
             logger.info("the dump of a table begins", source=self.source.name, table=str(part.table), dump=part.dump_id)
             return
@@ -412,7 +384,7 @@ class Dumping:
             took_s = found.took_s or time.monotonic() - read.began_at
             part.pace = part.pace.after(row_count=found.scanned, took_s=took_s, budget_s=self.source.chunk_s)
         self._recent.forget_seen(found.visible_in)
-        self._flight = _Flight(part=part, chunk=found, mark=self.write_mark(), repaired=read.repaired)
+        self._flight = Flight(part=part, chunk=found, mark=self.write_mark(), repaired=read.repaired)
         faults.reach("dump.after_mark")
 
     def _drop_reads(self, part: Part) -> None:
@@ -422,7 +394,7 @@ class Dumping:
         if self._flight is not None and self._flight.part is part:
             self._flight = None
 
-    def _move_cursor(self, part: Part, flight: _Flight, settled: Settled) -> None:
+    def _move_cursor(self, part: Part, flight: Flight, settled: Settled) -> None:
         if settled.missing and self.requests is not None:
             # Before the group that counts them: a crash in between only has them noted twice.
             first = part.cursor.next_key if flight.repaired is None else len(part.keys) + part.cursor.missing
@@ -518,21 +490,3 @@ class Dumping:
             return False
         self._looked_at[what] = now
         return True
-
-
-def _read(source: Source, part: Part, repaired: tuple[TextKey, ...] | None) -> Chunk | _Begun:
-    """Read what comes next of a part; runs in the reading thread, on a copy of the part."""
-    cursor = part.cursor
-    if repaired is not None:
-        return source.rows(part.table, keys=repaired)
-    if cursor.state is DumpState.WAITING:
-        if part.keys:
-            return _Begun(last_key=part.keys[-1], estimated_rows=len(part.keys))
-        return _Begun(last_key=source.last_key(part.table), estimated_rows=source.estimated_rows(part.table))
-    if part.keys:
-        return source.rows(part.table, keys=part.next_keys())
-    if cursor.up_to_key is None:
-        raise InvariantError(f"cannot go on with the dump of {part.table}: its progress has no last key")
-    return source.chunk(
-        part.table, after_key=cursor.after_key, up_to_key=cursor.up_to_key, limit=part.pace.limit, where=part.where
-    )
