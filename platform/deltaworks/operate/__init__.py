@@ -18,14 +18,9 @@
 holds the lease, and two would be one too many: they wait until the service has got there.
 """
 
-from deltaworks.operate.app import (
-    Processed,
-    document_lineage,
-    follow_process,
-    lake_tables_of,
-    process,
-    tables_read_by,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from deltaworks.operate.dump import (
     Dumped,
     DumpFailedError,
@@ -40,24 +35,35 @@ from deltaworks.operate.dump import (
     want,
 )
 from deltaworks.operate.history import History, history
-from deltaworks.operate.lake import (
-    LakeMovedError,
-    Loaded,
-    LoadedTable,
-    expect,
-    is_released,
-    load,
-    open_lake,
-    release,
-    released,
-    verify,
-)
 from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
 from deltaworks.operate.metrics import MetricsPortInUseError, metrics_server
-from deltaworks.operate.models import Model, describe_models
-from deltaworks.operate.progress import Behind, StatusRow, behind, capture_status, capture_statuses, status
 from deltaworks.operate.proof import verify_log
+from deltaworks.operate.sources import capture_status, capture_statuses
+
+if TYPE_CHECKING:
+    from deltaworks.operate.app import (
+        Processed,
+        document_lineage,
+        follow_process,
+        lake_tables_of,
+        process,
+        tables_read_by,
+    )
+    from deltaworks.operate.lake import (
+        LakeMovedError,
+        Loaded,
+        LoadedTable,
+        expect,
+        is_released,
+        load,
+        open_lake,
+        release,
+        released,
+        verify,
+    )
+    from deltaworks.operate.models import Model, describe_models
+    from deltaworks.operate.progress import Behind, StatusRow, behind, status
 
 __all__ = [
     "Behind",
@@ -107,3 +113,30 @@ __all__ = [
     "verify_log",
     "want",
 ]
+
+_LATE = {
+    "app": ("Processed", "document_lineage", "follow_process", "lake_tables_of", "process", "tables_read_by"),
+    "lake": (
+        "LakeMovedError",
+        "Loaded",
+        "LoadedTable",
+        "expect",
+        "is_released",
+        "load",
+        "open_lake",
+        "release",
+        "released",
+        "verify",
+    ),
+    "models": ("Model", "describe_models"),
+    "progress": ("Behind", "StatusRow", "behind", "status"),
+}
+"""By module, what is imported when it is first asked for: capture, which runs all the time, must not pay with
+its memory for the lake, the steps of apps and the parser of SQL."""
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _LATE.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.metrics import CaptureCollector
-from deltaworks.operate.progress import capture_status
+from deltaworks.operate.sources import capture_status
 
 HOST = "127.0.0.1"
 """Metrics name tables, so they are for this machine; who scrapes from elsewhere puts a proxy before it."""

@@ -1,7 +1,6 @@
 """How far everything has got: what a load would bring, and one line for each log, app and lake."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deltaworks.capture.continuity import Gap
@@ -9,7 +8,6 @@ from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader
-from deltaworks.log.status import CaptureStatus, read_status
 from deltaworks.operate.lake import open_lake
 from deltaworks.operate.log import opened
 from deltaworks.process.runner import STATE_FILE
@@ -56,24 +54,6 @@ def behind(config: Config, source: str) -> Behind:
                 more = f"{place} and more in the database at {database.current_position()}"
                 return Behind(is_behind=True, place=more)
     return Behind(is_behind=False, place=place)
-
-
-def capture_status(config: Config, source: str) -> CaptureStatus:
-    """A source, its log, its tables, dumps and slot; a source that does not answer is a status that says so."""
-    folder = config.log_folder(source)
-    with opened(config, source) as database:
-        return read_status(
-            database,
-            LocalLogReader(folder),
-            tables=config.source(source).table_names,
-            service=holder_of(folder / LOCK_FILE),
-        )
-
-
-def capture_statuses(config: Config) -> Sequence[CaptureStatus]:
-    """All sources, asked at once, so that several that do not answer cost no more than one."""
-    with ThreadPoolExecutor(max_workers=len(config.sources)) as threads:
-        return list(threads.map(lambda source: capture_status(config, source), config.sources))
 
 
 def status(config: Config) -> Sequence[StatusRow]:
