@@ -22,4 +22,6 @@ def test_every_name_of_operate_is_there_when_it_is_asked_for() -> None:
     late = {name for names in operate._LATE.values() for name in names}
     assert late <= set(operate.__all__)
     for name in operate.__all__:
+        assert callable(getattr(operate, name))
+    for name in late:
         assert getattr(operate, name).__name__ == name
