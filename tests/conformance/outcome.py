@@ -48,6 +48,7 @@ class Sink:
     stale: list[str] = field(default_factory=list)
     """Reads that said something else than a change that was out before them."""
     _changed: dict[tuple[TableName, Key], set[str]] = field(default_factory=dict)
+    _keys: dict[TableName, tuple[str, ...]] = field(default_factory=dict)
 
     def rows(self, table: TableName) -> list[Row]:
         return [*self.tables.get(table, {}).values(), *self.bags.get(table, [])]
@@ -77,7 +78,10 @@ class Sink:
             self._apply_by_key(event)
 
     def _apply_by_key(self, event: Event) -> None:
-        rows = self.tables[event.table] = _keyed_by(self.tables.get(event.table, {}), event.schema.key)
+        if self._keys.get(event.table, event.schema.key) != event.schema.key:
+            self.tables[event.table] = _keyed_by(self.tables.get(event.table, {}), event.schema.key)
+        self._keys[event.table] = event.schema.key
+        rows = self.tables.setdefault(event.table, {})
         key = _key(event.key)
         was_at = _key(event.old_key) if event.old_key is not None else key
         before = rows.pop(was_at, {})

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader
 from deltaworks.testing.postgres import PostgresServer
 
-START_S = 30.0
+START_S = 60.0
 KILL_AWAITED_S = 15.0
 """How long a start waits for the kill that is to come before it."""
 
@@ -215,6 +216,7 @@ class _Run:
         table = str(self.settings["tables"][0])
         ids = [row[0] for row in self.database.rows(f"select id from {table} order by id")]
         batch = 50
+        lag = self._lag = _LagWatch(self._log)
 
         def update(connection: psycopg.Connection[Any], number: int) -> None:
             first = number * batch % len(ids)
@@ -222,8 +224,9 @@ class _Run:
                 f"update {table} set n = n + 1 where id = any(%s)",
                 [ids[first : first + batch]],
             )
+            row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+            lag.note(_lsn(row[0]) if row else 0)
 
-        self._lag = _LagWatch(self.database, self._log)
         self.database.load(update, per_second=int(per_second) / batch, seconds=float(seconds))
 
     def _insert_steadily(self, per_second: str) -> None:
@@ -290,8 +293,8 @@ class _Run:
         return True
 
     def _is_equal(self) -> bool:
-        outcome = self.outcome()
-        return not list(source_differences(outcome))
+        is_open = LocalLogReader(self._log).end().progress.get("gaps")
+        return not is_open and not list(source_differences(self.outcome()))
 
     def _is_refused(self) -> bool:
         """Whether the dump was refused, or the whole source with a message that says what to mend."""
@@ -413,24 +416,27 @@ class _Run:
 class _LagWatch:
     """How long what the source has committed takes to be in the log, at most."""
 
-    def __init__(self, database: Database, log: Path) -> None:
+    def __init__(self, log: Path) -> None:
         self.longest_s = 0.0
+        self._reader = LocalLogReader(log)
+        self._committed: deque[tuple[int, float]] = deque()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(database, log), daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def note(self, position: int) -> None:
+        """Something was committed at or before this position of a source that goes on committing."""
+        self._committed.append((position, time.monotonic()))
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(30)
 
-    def _watch(self, database: Database, log: Path) -> None:
-        reader = LocalLogReader(log)
-        with psycopg.connect(database.dsn, autocommit=True) as connection:
-            while not self._stop.wait(0.1):
-                row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
-                began = time.monotonic()
-                while row and not self._stop.wait(0.02) and _lsn(str(reader.end().position)) < _lsn(row[0]):
-                    self.longest_s = max(self.longest_s, time.monotonic() - began)
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            reached, now = self._reader.end().position.value, time.monotonic()
+            while self._committed and self._committed[0][0] <= reached:
+                self.longest_s = max(self.longest_s, now - self._committed.popleft()[1])
 
 
 def _lsn(text: str) -> int:

@@ -110,7 +110,7 @@ def test_what_was_captured_from_a_primary_and_never_reached_its_standby_is_taken
     primary: PostgresServer, server_folder: Path, binaries: Path | None
 ) -> None:
     database, log = Database(primary, "postgres"), MemoryLog()
-    with primary.start_standby(server_folder / "behind", settings=SETTINGS, binaries=binaries) as standby:
+    with primary.start_standby(server_folder / "promoted", settings=SETTINGS, binaries=binaries) as standby:
         source = source_over(primary, standby)
         record(log, source)
         wait(lambda: is_caught_up(primary, standby), what="replication")
@@ -120,7 +120,7 @@ def test_what_was_captured_from_a_primary_and_never_reached_its_standby_is_taken
         record(log, source)
         source.close()
         primary.kill()
-    with PostgresServer.start(server_folder / "behind", port=port, settings=SETTINGS, binaries=binaries) as standby:
+    with PostgresServer.start(server_folder / "promoted", port=port, settings=SETTINGS, binaries=binaries) as standby:
         standby.promote()
         promoted = Database(standby, "postgres")
         promoted.execute("insert into t values (103, 'promoted')")

@@ -60,9 +60,11 @@ def test_the_role_of_the_manual_can_capture_load_and_verify_and_nothing_more(
         "insert into customer values (1, 'Ada'); insert into \"order\" values (1, 9.99);"
         "insert into order_line values (1, 1, 'tea'); insert into billing.invoice values (1, now())",
     )
-    database.execute(statements)
+    # Roles belong to the whole server, which other tests use too.
+    role_name = f"deltaworks_{database.name}"
+    database.execute(re.sub(r"\bdeltaworks\b", role_name, statements))
     try:
-        dsn = make_conninfo(database.dsn, user="deltaworks", password="…")
+        dsn = make_conninfo(database.dsn, user=role_name, password="…")
         config = load(path, environment={"SHOP_DSN": dsn})
         found = operate.check(config, "shop")
         assert [finding.what for finding in found if finding.severity is Severity.ERROR] == []
@@ -76,7 +78,7 @@ def test_the_role_of_the_manual_can_capture_load_and_verify_and_nothing_more(
                     role.execute(refused)  # type: ignore[call-overload]
             role.execute(drop_slot)
     finally:
-        database.execute("drop owned by deltaworks", "drop role deltaworks")
+        database.execute(f"drop owned by {role_name}", f"drop role {role_name}")
 
 
 def test_every_command_in_the_manual_parses() -> None:

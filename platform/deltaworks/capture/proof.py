@@ -237,7 +237,7 @@ def minute_start(minute: int) -> datetime:
     """The time at which a window begins.
 
     >>> minute_start(29_000_000).isoformat()
-    '2025-02-20T21:20:00+00:00'
+    '2025-02-19T21:20:00+00:00'
     """
     return _EPOCH + timedelta(minutes=minute)
 
