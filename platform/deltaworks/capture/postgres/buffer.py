@@ -66,8 +66,8 @@ class ReceiveBuffer:
             larger[: self.end] = self.data[: self.end]
             self.data = larger
 
-    def shrink(self) -> None:
+    def shrink(self, *, to_bytes: int = MOST_BYTES) -> None:
         """Give memory back after something large, once little is in use."""
-        if len(self.data) > MOST_BYTES and self.end < FIRST_BYTES:
+        if len(self.data) > to_bytes and self.end < FIRST_BYTES:
             self.data = self.data[: self.end].copy()
             self.grow(FIRST_BYTES - self.end)

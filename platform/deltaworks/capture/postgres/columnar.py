@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltaworks.capture.postgres import scan
-from deltaworks.capture.postgres.buffer import ReceiveBuffer
+from deltaworks.capture.postgres.buffer import FIRST_BYTES, ReceiveBuffer
 from deltaworks.capture.postgres.clock import from_epoch_us
 from deltaworks.capture.postgres.compiled import Longs
 from deltaworks.capture.postgres.pgoutput import (
@@ -298,6 +298,8 @@ class SliceBuilder:
         state[scan.COUNT] = state[scan.ORDINAL] = 0
         self._spill = spill
         self._release()
+        # The rest of the transaction only passes through, and reading it back takes memory of its own.
+        self.buffer.shrink(to_bytes=FIRST_BYTES)
 
     def _stream_start(self, message: StreamStart) -> None:
         if message.xid not in self._spills:

@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from deltaworks.capture.postgres.buffer import FIRST_BYTES, RECEIVE_BYTES
 from deltaworks.capture.postgres.spill import Spill
 from deltaworks.change import ChangeBatch
 
 if TYPE_CHECKING:
     from deltaworks.capture.postgres.columnar import SliceBuilder
 
-REPLAYED_BYTES = 8 << 20
-"""The most that one slice of a spilled transaction is made of, and a message more."""
+REPLAYED_BYTES = FIRST_BYTES - RECEIVE_BYTES
+"""What one slice of a spilled transaction is made of, and a read more: so that its buffer need not grow."""
 
 
 class Replay:
