@@ -14,6 +14,7 @@ from studio.updates import apply_updates
 
 pytestmark = [
     pytest.mark.timeout(300),
+    pytest.mark.timeout(300),
     pytest.mark.slow,
     # dagster-dbt itself still calls what Dagster has deprecated.
     pytest.mark.filterwarnings("ignore:AssetExecutionContext.op is deprecated:DeprecationWarning"),
