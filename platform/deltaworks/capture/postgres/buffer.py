@@ -9,7 +9,7 @@ from deltaworks.capture.postgres.compiled import Bytes
 FIRST_BYTES = 4 << 20
 """Enough for many slices of ordinary rows; memory that was never filled costs nothing."""
 
-MOST_BYTES = 16 << 20
+MOST_BYTES = 8 << 20
 """The buffer grows to this for a transaction that is larger than it, and past it for one message only."""
 
 RECEIVE_BYTES = 512 << 10
