@@ -366,8 +366,6 @@ _INVARIANTS: Mapping[str, Callable[[Outcome], Iterator[str]]] = {
     "single_active": _single_active,
     "marks_not_in_output": _no_strangers,
     "no_mixed_schema_chunk": _one_shape,
-    # Capture takes ACCESS SHARE alone, which `pg_locks` shows at every hook.
-    "no_table_lock": lambda outcome: iter(outcome.facts.get("table_locks", ())),
 }
 
 
