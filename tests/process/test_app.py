@@ -1,17 +1,19 @@
 """Declaring an app: what is wrong is said at once, with the place."""
 
 import re
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pytest
 from process.material import INT, TEXT, TableSink, table_schema
 
 from deltaworks.config import Config
-from deltaworks.process.app import App, AppError, Source
+from deltaworks.process.app import App, Source, count
+from deltaworks.process.arrow import SqlStepError
+from deltaworks.process.check import AppError
 from deltaworks.process.registry import load_app
 from deltaworks.process.shape import ShapeError
 from deltaworks.process.source import SchemaMismatchError
@@ -44,18 +46,55 @@ def test_a_wrong_option_names_app_step_file_line_and_value() -> None:
             return {}
 
 
-def test_a_second_transform_is_refused_with_the_place_of_the_first() -> None:
+@pytest.mark.parametrize(
+    ("declare", "fault"),
+    [
+        (lambda app: app.project("year"), "step 'project' .*no column 'year' is declared of film; known: title"),
+        (lambda app: app.project(), "step 'project' .*name at least one field"),
+        (
+            lambda app: (app.project("title"), app.enrich(into="x", key=lambda film: 1)(lambda ids: {})),
+            "an enrichment sees entities, so declare it before 'project'",
+        ),
+        (lambda app: (app.dedup(), app.project("title")), "dedup at .* looks at what leaves, so declare it last"),
+        (lambda app: app.window(time="title", size=timedelta(0), n=count()), "size must be more than 0"),
+        (lambda app: app.window(time="title", size=timedelta(1)), "give aggregates by name"),
+        (lambda app: app.window(time="title", size=timedelta(1), when_closed=True, n=count()), "needs lateness="),
+        (
+            lambda app: (app.window(time="title", size=timedelta(1), n=count()), app.dedup()),
+            "nothing comes after the window",
+        ),
+    ],
+)
+def test_steps_that_cannot_follow_each_other_are_refused_where_they_stand(declare: Any, fault: str) -> None:
+    with pytest.raises(AppError, match=rf"app 'films', step .*{HERE}:\d+\): .*|{fault}") as raised:
+        declare(films())
+    assert re.search(fault, str(raised.value))
+    assert re.search(HERE, str(raised.value))
+
+
+def test_a_query_is_tried_out_before_the_first_change(tmp_path: Path) -> None:
+    for query, fault in (
+        ("select _key, tittle from film", '"tittle" not found'),
+        ("select title from film", "it selects title; select _key too"),
+        ("select _key from read_csv('/etc/passwd')", "disabled"),
+    ):
+        app = films()
+        app.sink(TableSink(tmp_path / "sink"))
+        app.sql(query)
+        with pytest.raises(SqlStepError, match=rf"step 'sql' \({HERE}:\d+\): (?s:.*){fault}"):
+            app.validate()
+
+
+def test_a_route_that_declares_where_it_goes_is_compared_with_the_sinks(tmp_path: Path) -> None:
     app = films()
+    app.sink(TableSink(tmp_path / "sink"))
 
-    @app.transform
-    def first(film: Any) -> dict[str, Any]:
-        return {}
+    @app.route
+    def where(film: Any) -> Literal["table", "lake"] | None:
+        return None
 
-    with pytest.raises(AppError, match=rf"step 'second' .*there is a transform already, at {HERE}:\d+"):
-
-        @app.transform
-        def second(film: Any) -> dict[str, Any]:
-            return {}
+    with pytest.raises(AppError, match=rf"step 'where' \({HERE}:\d+\): no sink 'lake'; known: table"):
+        app.validate()
 
 
 def test_two_enrichments_cannot_go_into_one_name() -> None:

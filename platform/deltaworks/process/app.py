@@ -24,12 +24,32 @@ import random
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from deltaworks.errors import TerminalError
+from deltaworks.process.arrow import sql_function
+from deltaworks.process.check import AppError, check_app, check_steps, check_tables
+from deltaworks.process.declared import (
+    MAKING,
+    Aggregate,
+    DedupStep,
+    ProjectStep,
+    Step,
+    TableStep,
+    WindowStep,
+    count,
+    least,
+    mean,
+    most,
+    place_of,
+    place_of_caller,
+    projection,
+    total,
+    window_fault,
+)
 from deltaworks.process.shape import is_record
 from deltaworks.process.sink import SinkSpec
-from deltaworks.process.source import SchemaFault, SchemaMismatchError, Source, Table, schema_faults
+from deltaworks.process.source import Source, Table
 from deltaworks.schema import TableSchema
 
 __all__ = [
@@ -43,13 +63,14 @@ __all__ = [
     "Source",
     "Step",
     "Table",
+    "count",
+    "least",
+    "mean",
+    "most",
+    "total",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class AppError(TerminalError):
-    """An app is declared in a way that cannot run."""
 
 
 class _Any:
@@ -59,6 +80,9 @@ class _Any:
 
 ANY = _Any()
 """For `on_change`: whatever the column became."""
+
+WINDOW_KEY = "window_id"
+"""The key of a window's document: the values of `by` and the window's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,26 +100,6 @@ class Backoff:
         """Seconds to wait after failed try `attempt`, counted from 1; half to whole of the full wait."""
         full = min(self.max_s, self.first_s * 2.0 ** min(attempt - 1, 32))
         return full * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, protects nothing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A decorated function and where it stands; `clients` are the parameters after the first."""
-
-    kind: str
-    function: Callable[..., Any]
-    clients: tuple[str, ...]
-    is_async: bool
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return self.function.__name__
-
-    @property
-    def place(self) -> str:
-        """File and line of the function."""
-        return _place(self.function)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +136,7 @@ class ClientFactory:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Declared:
-    filters: list[Step] = field(default_factory=list)
-    enrichments: list[EnrichStep] = field(default_factory=list)
-    transform: Step | None = None
+    steps: list[Step] = field(default_factory=list)
     on_change: list[OnChangeStep] = field(default_factory=list)
     sinks: list[SinkSpec] = field(default_factory=list)
     clients: dict[str, ClientFactory] = field(default_factory=dict)
@@ -151,7 +153,7 @@ class App:
         self.name = name
         self.key = key
         self._steps = _Declared()
-        self._check_tables(sources)
+        check_tables(name, key, sources)
         self.entity: Table[Any] = sources[0]
         self.related: tuple[Table[Any], ...] = tuple(sources[1:])
 
@@ -166,19 +168,39 @@ class App:
         return (self.entity, *self.related, *self.lookups)
 
     @property
+    def steps(self) -> Sequence[Step]:
+        """Every step that a change goes through, in the order of their declaration."""
+        return self._steps.steps
+
+    @property
     def filters(self) -> Sequence[Step]:
         """The filters in the order of their declaration; all of them must hold."""
-        return self._steps.filters
+        return [step for step in self.steps if step.kind == "filter"]
 
     @property
     def enrichments(self) -> Sequence[EnrichStep]:
         """The enrichments in the order they run; a later one sees what an earlier one found."""
-        return self._steps.enrichments
+        return [step for step in self.steps if isinstance(step, EnrichStep)]
 
     @property
-    def transformation(self) -> Step | None:
-        """The step that makes the document; without one the entity's row is the document."""
-        return self._steps.transform
+    def making(self) -> Sequence[Step]:
+        """The steps that make the document, one after the other; without any the entity's row is the document."""
+        return [step for step in self.steps if step.kind in MAKING]
+
+    @property
+    def deduplication(self) -> DedupStep | None:
+        """The step that holds back documents which left already."""
+        return next((step for step in self.steps if isinstance(step, DedupStep)), None)
+
+    @property
+    def windowing(self) -> WindowStep | None:
+        """The step that makes a document of many."""
+        return next((step for step in self.steps if isinstance(step, WindowStep)), None)
+
+    @property
+    def document_key(self) -> str:
+        """The key's name for sinks: the app's, or `window_id` of an app that aggregates."""
+        return self.key if self.windowing is None else WINDOW_KEY
 
     @property
     def reactions(self) -> Sequence[OnChangeStep]:
@@ -203,16 +225,122 @@ class App:
     # Declaring
 
     def filter(self, function: F) -> F:
-        """Keep only entities for which the step is true; one that stops holding leaves every sink."""
-        self._steps.filters.append(self._step("filter", function))
+        """Keep only what the step is true of; an entity for which it stops being true leaves every sink."""
+        self._declare(self._step("filter", function))
         return function
 
     def transform(self, function: F) -> F:
-        """Make the document of an entity. A `TypedDict` or dataclass as return type is checked on every document."""
-        if self._steps.transform is not None:
-            self._fail(function, f"there is a transform already, at {self._steps.transform.place}; keep one")
-        self._steps.transform = self._step("transform", function)
+        """Make the document of an entity; a second transform makes another one out of it.
+
+        A `TypedDict` or dataclass as return type is checked on every document.
+        """
+        self._declare(self._step("transform", function))
         return function
+
+    def project(self, *fields: str, **renamed: str) -> None:
+        """Keep only these fields, and give others a new name: `project("title", released="released_on")`."""
+        at = place_of_caller()
+        chosen = {**{name: name for name in fields}, **renamed}
+        if not chosen:
+            raise AppError(f"app {self.name!r}, step 'project' ({at}): name at least one field to keep")
+        if not self.making:
+            known = [item.name for item in self.entity.fields]
+            for name in [name for name in chosen.values() if name not in known]:
+                raise AppError(
+                    f"app {self.name!r}, step 'project' ({at}): no column {name!r} is declared of {self.entity}; "
+                    f"known: {', '.join(known)}"
+                )
+        self._declare(ProjectStep(kind="project", function=projection(chosen), label="project", at=at, fields=chosen))
+
+    def arrow(self, function: F) -> F:
+        """A step over many entities at once, the vectorised form of filter and transform.
+
+        It takes a `pyarrow.Table` with a row for each entity that changed, in its newest state: `_key`, then the
+        declared columns, in the types of `shape`. It returns a table with `_key` and the columns of the
+        documents; an entity that is not in it is filtered out. After a step that made documents it takes those.
+        Where it raises, the table is halved until the rows at fault stand alone.
+        """
+        step = self._step("arrow", function)
+        if step.is_async:
+            self._fail(function, "an arrow step computes, so it cannot be async; ask services with enrich")
+        self._declare(TableStep(kind="arrow", function=function, clients=step.clients))
+        return function
+
+    def sql(self, query: str, *, name: str = "sql") -> None:
+        """DuckDB SQL as an `arrow` step: a select over the entity's table by its short name.
+
+        It sees `_key` and the declared columns and must select `_key`; after a step that made documents, they are
+        its table. Types and names are checked when the app loads. Each row must come from one row, because
+        what is in the table is only what changed; `window` aggregates.
+        """
+        at = place_of_caller()
+        function = sql_function(query, table=self.entity.name.short)
+        self._declare(TableStep(kind="sql", function=function, label=name, at=at, query=query))
+
+    def route(self, function: F) -> F:
+        """Choose sinks: the step returns the name of the sink, or the names, that the document is for.
+
+        A document leaves every other sink, where it may have been before.
+        """
+        if any(step.kind == "route" for step in self.steps):
+            self._fail(function, "there is a route already; return the names of several sinks from one")
+        self._declare(self._step("route", function))
+        return function
+
+    def dedup(self, *fields: str) -> None:
+        """Write a document only if it differs from the one of its key that left last, in these fields or in any.
+
+        What left is remembered durably, by its hash. A document held back keeps its earlier version in the sinks.
+        """
+        at = place_of_caller()
+        if self.deduplication is not None:
+            raise AppError(f"app {self.name!r}, step 'dedup' ({at}): there is one already")
+        self._declare(DedupStep(kind="dedup", function=projection({}), label="dedup", at=at, fields=fields))
+
+    def window(
+        self,
+        *,
+        time: str,
+        size: timedelta,
+        every: timedelta | None = None,
+        by: str | Sequence[str] = (),
+        lateness: timedelta | None = None,
+        when_closed: bool = False,
+        **aggregates: Aggregate,
+    ) -> None:
+        """Aggregate documents over windows of event time; the app's documents are then one for each window.
+
+        `time` is the field with the event's `datetime` or `date`, `by` the fields that group. A window is `size`
+        long and starts every `every` (as long as `size` if left out: windows do not overlap), counted from 1970.
+        Its document has `window_id`, `window_start`, `window_end`, the fields of `by` and the aggregates.
+
+        An entity counts with its newest document; when it changes, is filtered out or deleted, its windows are
+        computed again, so a window is always the `group by` of what is there now. `lateness` closes a window once
+        a streamed document is that much past its end: later changes to it are counted as late and left out,
+        until a dump reads them. `when_closed` lets a window's document leave only then. Versions of a window's
+        documents never go back. All of it is durable with the checkpoint.
+        """
+        at = place_of_caller()
+        fault = window_fault(size=size, every=every, lateness=lateness, when_closed=when_closed, aggregates=aggregates)
+        if fault is None and self.windowing is not None:
+            fault = "there is one already; write another app"
+        if fault is not None:
+            raise AppError(f"app {self.name!r}, step 'window' ({at}): {fault}")
+        self._declare(
+            WindowStep(
+                kind="window",
+                function=projection({}),
+                label="window",
+                at=at,
+                time=time,
+                size=size,
+                every=every or size,
+                by=(by,) if isinstance(by, str) else tuple(by),
+                lateness=lateness,
+                when_closed=when_closed,
+                aggregates=aggregates,
+            )
+        )
 
     def enrich(
         self,
@@ -252,7 +380,7 @@ class App:
                 self._fail(function, f"another enrichment goes into {into!r}; choose another name")
             if lookup is not None and lookup.source != self.source:
                 self._fail(function, f"lookup is of source {lookup.source!r}, the app reads {self.source!r}")
-            self._steps.enrichments.append(
+            self._declare(
                 EnrichStep(
                     kind=step.kind,
                     function=step.function,
@@ -312,7 +440,7 @@ class App:
         if factory.__name__ in self._steps.clients:
             self._fail(factory, f"there is a client {factory.__name__!r} already")
         self._steps.clients[factory.__name__] = ClientFactory(
-            name=factory.__name__, open=factory, place=_place(factory)
+            name=factory.__name__, open=factory, place=place_of(factory)
         )
         return factory
 
@@ -326,79 +454,35 @@ class App:
     # Checking
 
     def check(self, table_schemas: Iterable[TableSchema], *, is_complete: bool = True) -> None:
-        """Compare the declared tables, clients and document with what is there.
-
-        `is_complete` says that all tables of the source are given, so that an absent one is a fault.
-
-        Raises:
-            SchemaMismatchError: all faults of all tables, one a line.
-            AppError: a step asks for a client that is not declared, or the app has no sink.
-        """
-        self.validate()
-        faults = self.faults(table_schemas, is_complete=is_complete)
-        if faults:
-            listing = "\n".join(f"  - {fault}" for fault in faults)
-            raise SchemaMismatchError(
-                f"app {self.name!r} does not fit source {self.source!r}, {len(faults)} to mend:\n{listing}"
-            )
-
-    def faults(self, table_schemas: Iterable[TableSchema], *, is_complete: bool) -> list[SchemaFault]:
-        """Every way in which the tables are not as declared."""
-        actual = {schema.name: schema for schema in table_schemas}
-        faults: list[SchemaFault] = []
-        for table in self.tables:
-            if table.name in actual:
-                is_keyed_by = table is self.entity or table in self.lookups
-                key = table.key or self.key
-                faults += schema_faults(table, actual[table.name], key=key, is_keyed_by=is_keyed_by)
-            elif is_complete:
-                known = ", ".join(sorted(name.short for name in actual)) or "none"
-                faults.append(
-                    SchemaFault(
-                        table=table.name, column="*", declared="a table", actual=f"not captured; known: {known}"
-                    )
-                )
-        return faults
+        """Compare the declared tables, clients and document with what is there; see `check.check_app`."""
+        check_app(self, table_schemas, is_complete=is_complete)
 
     def validate(self) -> None:
-        """Check what can be known once the whole module is loaded.
-
-        Raises:
-            AppError: a step asks for a client that is not declared, or the app has no sink.
-        """
-        if not self.sinks:
-            raise AppError(f"app {self.name!r} has no sink; add {self.name}.sink(…)")
-        steps = [*self.filters, *self.enrichments, *self.reactions]
-        for step in [*steps, self.transformation] if self.transformation else steps:
-            for name in step.clients:
-                if name not in self.clients:
-                    known = ", ".join(self.clients) or "none"
-                    self._fail(step.function, f"no client {name!r}; known: {known}. Declare one with client")
+        """Check what can be known once the whole module is loaded; see `check.check_steps`."""
+        check_steps(self)
 
     def document_type(self) -> type | None:
         """The `TypedDict` or dataclass that `transform` declares to return, if it does."""
-        if self.transformation is None:
+        making = self.making
+        if not making:
             return self.entity.schema
-        declared = typing.get_type_hints(self.transformation.function).get("return")
+        declared = typing.get_type_hints(making[-1].function).get("return") if making[-1].label is None else None
         return declared if is_record(declared) else None
 
-    def _check_tables(self, tables: Sequence[Table[Any]]) -> None:
-        if not tables:
-            raise AppError(f"app {self.name!r} has no tables; the first of sources= holds the entities")
-        names = [table.name for table in tables]
-        for table in tables:
-            if table.source != tables[0].source:
-                raise AppError(
-                    f"app {self.name!r} reads sources {tables[0].source!r} and {table.source!r}; one app, one source"
-                )
-            if table.schema is None:
-                raise AppError(f"app {self.name!r}, table {str(table)!r}: no schema=; declare the columns to read")
-            if names.count(table.name) > 1:
-                raise AppError(f"app {self.name!r} lists table {str(table)!r} twice; declare all columns in one schema")
-        if tables[0].key not in (None, self.key):
-            raise AppError(
-                f"app {self.name!r}, table {str(tables[0])!r}: key is {tables[0].key!r}, the app's is {self.key!r}"
-            )
+    def _declare(self, step: Step) -> None:
+        last = self.steps[-1] if self.steps else None
+        fault = None
+        if last is not None and last.kind == "window":
+            fault = f"nothing comes after the window at {last.place}; its documents go to the sinks"
+        elif step.kind == "enrich" and self.making:
+            fault = f"an enrichment sees entities, so declare it before {self.making[0].name!r}"
+        elif step.kind == "window" and any(each.kind == "route" for each in self.steps):
+            fault = "a window's documents go to every sink; take the route away or write another app"
+        elif last is not None and last.kind == "dedup" and step.kind != "window":
+            fault = f"dedup at {last.place} looks at what leaves, so declare it last"
+        if fault is not None:
+            raise AppError(f"app {self.name!r}, step {step.name!r} ({step.place}): {fault}")
+        self._steps.steps.append(step)
 
     def _step(self, kind: str, function: Callable[..., Any]) -> Step:
         if not inspect.isroutine(function):
@@ -410,9 +494,4 @@ class App:
         return Step(kind=kind, function=function, clients=tuple(parameters[1:]), is_async=is_async)
 
     def _fail(self, function: Callable[..., Any], fault: str) -> NoReturn:
-        raise AppError(f"app {self.name!r}, step {function.__name__!r} ({_place(function)}): {fault}")
-
-
-def _place(function: Callable[..., Any]) -> str:
-    code = inspect.unwrap(function).__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
+        raise AppError(f"app {self.name!r}, step {function.__name__!r} ({place_of(function)}): {fault}")

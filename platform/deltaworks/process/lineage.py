@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from deltaworks.process.app import App
+from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
 from deltaworks.process.shape import fields_of, to_mapping
 from deltaworks.process.source import Table
@@ -85,13 +87,25 @@ def read(file: Path) -> Mapping[str, Columns]:
 
 
 async def _document(app: App, entity: Entity[Any], clients: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    step = app.transformation
-    if step is None:
-        return to_mapping(entity.after)
+    value: Any = entity
     try:
-        return to_mapping(await call(step, entity, clients))
+        for step in app.making:
+            value = _row(step, value, app, clients) if isinstance(step, TableStep) else await call(step, value, clients)
+            if value is None:
+                return None
     except Exception:  # A step may refuse a value it never meets; that sample says nothing
         return None
+    return to_mapping(entity.after if value is entity else value)
+
+
+def _row(step: TableStep, value: Any, app: App, clients: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a step over tables makes of one row; `None` where it leaves it out."""
+    is_entity = isinstance(value, Entity)
+    rows = (
+        table_of([0], [value.after], app.entity.fields) if is_entity else table_of_documents([0], [to_mapping(value)])
+    )
+    made = compute(step, rows, clients).rows
+    return made.drop_columns([KEY]).to_pylist()[0] if made.num_rows else None
 
 
 def _changed(app: App, entity: Entity[Any]) -> Iterator[tuple[set[tuple[str, str]], Entity[Any]]]:

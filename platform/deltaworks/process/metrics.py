@@ -4,7 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 STEP_OUTCOMES = Counter(
     "deltaworks_process_step_total",
-    "Entities by what a step did with them: in, out, filtered, retried, failed.",
+    "Entities by what a step did with them: in, out, filtered, retried, failed, late.",
     ("app", "step", "outcome"),
 )
 CHANGES = Counter("deltaworks_process_changes_total", "Changes folded into the state.", ("app",))
@@ -19,7 +19,7 @@ LAG = Histogram(
 
 
 def count_step(
-    app: str, step: str, *, taken: int, out: int, filtered: int = 0, retried: int = 0, failed: int = 0
+    app: str, step: str, *, taken: int, out: int, filtered: int = 0, retried: int = 0, failed: int = 0, late: int = 0
 ) -> None:
     """Add one run of a step over a batch of entities."""
     for outcome, count in (
@@ -28,6 +28,7 @@ def count_step(
         ("filtered", filtered),
         ("retried", retried),
         ("failed", failed),
+        ("late", late),
     ):
         if count:
             STEP_OUTCOMES.labels(app, step, outcome).inc(count)

@@ -1,38 +1,60 @@
 """One batch of entities through the steps of an app: rows in, documents and setbacks out.
 
     gone ─────────────────────────────────────────┐
-    entity ─► filters ─► enrichments ─► transform ─┴─► document        raised ─► setback
+    entity ─► filters ─► enrichments ─► transforms ┴─► document        raised ─► setback
 
 Knows no log, no state and no sink, so the same code runs live, over a dump, and in a test.
 """
 
 import time
+import typing
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltaworks.process import metrics
-from deltaworks.process.app import App, Backoff, EnrichStep, Step
+from deltaworks.process.app import App, Backoff, EnrichStep
+from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.declared import KEY, MAKING, Step, TableStep
 from deltaworks.process.enrich import enrich
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
 from deltaworks.process.lineage import SAMPLES
-from deltaworks.process.shape import checker, to_mapping
+from deltaworks.process.shape import checker, is_record, to_mapping
 from deltaworks.process.sink import Document
 from deltaworks.process.state import Loaded, Setback, Waiting
 from deltaworks.process.step import StepFault, call, fault_of
 
+_FAILED = object()
+"""Stands for the answer of a step that raised."""
+
+_Work = tuple[list[Entity[Any]], list[Any]]
+"""The entities that are still on their way, and what stands for each: itself, or its document so far."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a batch came to: every entity is in `documents` or in `setbacks`, never in both."""
+    """What a batch came to: every entity is in `documents` or in `setbacks`, never in both.
+
+    `routes` has the sinks that a document is for, where a step chose them.
+    """
 
     documents: list[Document] = field(default_factory=list)
     setbacks: list[Setback] = field(default_factory=list)
     used: list[tuple[str, dict[Key, frozenset[Key]]]] = field(default_factory=list)
     filtered: int = 0
     enriched: int = 0
+    routes: dict[Key, frozenset[str]] = field(default_factory=dict)
+
+    def documents_for(self, sink: str) -> list[Document]:
+        """The documents as this sink gets them: one that is for others only is gone here."""
+        if not self.routes:
+            return self.documents
+        return [
+            each if each.body is None or sink in self.routes.get(each.key, (sink,)) else replace(each, body=None)
+            for each in self.documents
+        ]
 
 
 class Pipeline:
@@ -42,10 +64,10 @@ class Pipeline:
         self._app = app
         self._name = name
         self._clients = clients
-        document_type = app.document_type()
-        self._document_fault = None if document_type is None else checker(document_type)
+        self._faults = {id(step): _document_checker(step) for step in app.making}
+        self._sinks = frozenset(sink.name for sink in app.sinks)
         self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
-        """The entities that came last to the transform step, with what enrichments found; for `lineage`."""
+        """The entities that came last to the making of documents, with what enrichments found; for `lineage`."""
 
     async def run(self, waiting: Sequence[Waiting], loaded: Mapping[Key, Loaded]) -> Outcome:
         """Take each entity through the steps; nothing a step does reaches another entity."""
@@ -65,31 +87,52 @@ class Pipeline:
                         related=rows.related,
                     )
                 )
-        for step in self._app.filters:
-            entities = await self._filter(step, entities, run)
-        for enrichment in self._app.enrichments:
-            entities = await self._enrich(enrichment, entities, run)
-        await self._transform(entities, run)
+        return await self.run_entities(entities, run)
+
+    async def run_entities(self, entities: list[Entity[Any]], run: "_Run") -> Outcome:
+        """Take entities that are there through the steps."""
+        # Before the first step that makes a document, an entity stands for itself.
+        values: list[Any] = list(entities)
+        is_made = False
+        for step in self._app.steps:
+            if isinstance(step, EnrichStep):
+                entities = await self._enrich(step, entities, run)
+                values = list(entities)
+                continue
+            if not is_made and step.kind in MAKING:
+                self.samples.extend(entities)
+                is_made = True
+            if step.kind == "filter":
+                entities, values = await self._filter(step, entities, values, run)
+            elif isinstance(step, TableStep):
+                entities, values = self._compute(step, entities, values, run)
+            elif step.kind in MAKING:
+                entities, values = await self._make(step, entities, values, run)
+            elif step.kind == "route":
+                entities, values = await self._route(step, entities, values, run)
+        if not is_made:
+            self.samples.extend(entities)
+            values = [entity.after for entity in entities]
+        run.outcome.documents += map(_document, entities, values)
         return run.outcome
 
-    async def _filter(self, step: Step, entities: list[Entity[Any]], run: "_Run") -> list[Entity[Any]]:
-        kept = []
+    async def _filter(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
+        kept, kept_values = [], []
         before = len(run.outcome.setbacks)
         dropped = 0
-        for entity in entities:
-            try:
-                is_kept = await call(step, entity, self._clients)
-            except Exception as error:  # A step may raise anything; it is judged and kept with its key.
-                run.set_back(entity.key, fault_of(step, error))
+        answers = await self._call_each(step, entities, values, run)
+        for entity, value, is_kept in zip(entities, values, answers, strict=True):
+            if is_kept is _FAILED:
                 continue
             if is_kept:
                 kept.append(entity)
+                kept_values.append(value)
             else:
                 dropped += 1
                 run.outcome.documents.append(_gone(entity))
         run.outcome.filtered += dropped
         self._count(step, taken=len(entities), out=len(kept), filtered=dropped, setbacks=run.outcome.setbacks[before:])
-        return kept
+        return kept, kept_values
 
     async def _enrich(self, step: EnrichStep, entities: list[Entity[Any]], run: "_Run") -> list[Entity[Any]]:
         before = len(run.outcome.setbacks)
@@ -111,33 +154,75 @@ class Pipeline:
         self._count(step, taken=len(entities), out=len(done), setbacks=run.outcome.setbacks[before:])
         return done
 
-    async def _transform(self, entities: list[Entity[Any]], run: "_Run") -> None:
-        step = self._app.transformation
+    async def _make(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
         before = len(run.outcome.setbacks)
-        self.samples.extend(entities)
-        for entity in entities:
-            if step is None:
-                run.outcome.documents.append(_document(entity, entity.after))
+        check = self._faults[id(step)]
+        kept, bodies = [], []
+        for entity, body in zip(entities, await self._call_each(step, entities, values, run), strict=True):
+            if body is _FAILED:
                 continue
-            try:
-                body = await call(step, entity, self._clients)
-            except Exception as error:  # A step may raise anything; it is judged and kept with its key.
-                run.set_back(entity.key, fault_of(step, error))
-                continue
-            fault = self._fault(body)
+            fault = check(body)
             if fault is not None:
                 text = f"returned a document that is not as declared, {fault} ({step.place})"
                 run.set_back(entity.key, StepFault(step=step.name, error=text, may_pass=False))
                 continue
-            run.outcome.documents.append(_document(entity, body))
-        if step is not None:
-            setbacks = run.outcome.setbacks[before:]
-            self._count(step, taken=len(entities), out=len(entities) - len(setbacks), setbacks=setbacks)
+            kept.append(entity)
+            bodies.append(body)
+        self._count(step, taken=len(entities), out=len(kept), setbacks=run.outcome.setbacks[before:])
+        return kept, bodies
 
-    def _fault(self, body: Any) -> str | None:
-        if self._document_fault is not None:
-            return self._document_fault(body)
-        return None if isinstance(body, Mapping) else f"expected a mapping, got {type(body).__name__}"
+    def _compute(self, step: TableStep, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
+        if not entities:
+            return [], []
+        before = len(run.outcome.setbacks)
+        keys = [entity.key for entity in entities]
+        if isinstance(values[0], Entity):
+            rows = table_of(keys, [entity.after for entity in entities], self._app.entity.fields)
+        else:
+            rows = table_of_documents(keys, [to_mapping(value) for value in values])
+        computed = compute(step, rows, self._clients)
+        for key, fault in computed.faults.items():
+            run.set_back(key, fault)
+        made_keys = computed.rows.column(KEY).to_pylist()
+        bodies = dict(zip(made_keys, computed.rows.drop_columns([KEY]).to_pylist(), strict=True))
+        kept = [entity for entity in entities if entity.key in bodies]
+        dropped = [_gone(each) for each in entities if each.key not in bodies and each.key not in computed.faults]
+        run.outcome.documents += dropped
+        run.outcome.filtered += len(dropped)
+        setbacks = run.outcome.setbacks[before:]
+        self._count(step, taken=len(entities), out=len(kept), filtered=len(dropped), setbacks=setbacks)
+        return kept, [bodies[entity.key] for entity in kept]
+
+    async def _route(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
+        kept, kept_values = [], []
+        answers = await self._call_each(step, entities, values, run)
+        for entity, value, answer in zip(entities, values, answers, strict=True):
+            if answer is _FAILED:
+                continue
+            chosen = frozenset([answer] if isinstance(answer, str) else answer or ())
+            if unknown := chosen - self._sinks:
+                text = f"returned no sink of the app, {sorted(map(str, unknown))} ({step.place})"
+                run.set_back(entity.key, StepFault(step=step.name, error=text, may_pass=False))
+                continue
+            run.outcome.routes[entity.key] = chosen
+            kept.append(entity)
+            kept_values.append(value)
+        return kept, kept_values
+
+    async def _call_each(
+        self, step: Step, entities: Sequence[Entity[Any]], values: Sequence[Any], run: "_Run"
+    ) -> list[Any]:
+        """What the step says of each value, `_FAILED` where it raised."""
+        answers: list[Any] = []
+        function = step.function
+        is_plain = not (step.is_async or step.clients)
+        for entity, value in zip(entities, values, strict=True):
+            try:
+                answers.append(function(value) if is_plain else await call(step, value, self._clients))
+            except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+                run.set_back(entity.key, fault_of(step, error))
+                answers.append(_FAILED)
+        return answers
 
     def _count(self, step: Step, *, taken: int, out: int, setbacks: Sequence[Setback], filtered: int = 0) -> None:
         failed = sum(setback.next_try is None for setback in setbacks)
@@ -174,3 +259,15 @@ def _gone(item: Waiting | Entity[Any]) -> Document:
 
 def _document(entity: Entity[Any], body: Any) -> Document:
     return Document(key=entity.key, version=entity.version, committed_at=entity.committed_at, body=to_mapping(body))
+
+
+def _document_checker(step: Step) -> Callable[[Any], str | None]:
+    """What looks for faults in what a step made: against its return type, if it declares one."""
+    declared = typing.get_type_hints(step.function).get("return") if step.kind == "transform" else None
+    if is_record(declared):
+        return checker(declared)
+    return lambda body: None if isinstance(body, Mapping) or is_record(type(body)) else _not_a_mapping(body)
+
+
+def _not_a_mapping(body: Any) -> str:
+    return f"expected a mapping, got {type(body).__name__}"

@@ -3,7 +3,8 @@
 import importlib
 
 from deltaworks.config import Config
-from deltaworks.process.app import App, AppError
+from deltaworks.process.app import App
+from deltaworks.process.check import AppError
 
 
 def load_app(config: Config, name: str) -> App:

@@ -42,6 +42,7 @@ from deltaworks.process import lineage, metrics
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
+from deltaworks.process.leaving import Leaving
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
@@ -109,6 +110,7 @@ class Runner:
         self._arrivals: dict[Key, tuple[int, datetime]] = {}
         self._tally = Tally()
         self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
+        self._leaving = Leaving(app, name=name, state=state)
         self._lineage_file = lineage_file
         self._is_observed = False
 
@@ -139,7 +141,7 @@ class Runner:
             resources.callback(state.close)
             sinks = []
             for spec in app.sinks:
-                sink = spec.open(app=name, key=app.key, config=config)
+                sink = spec.open(app=name, key=app.document_key, config=config)
                 resources.callback(sink.close)
                 sinks.append(sink)
             loop = resources.enter_context(asyncio.Runner())
@@ -358,22 +360,27 @@ class Runner:
     def _process(self, waiting: Sequence[Waiting]) -> None:
         outcome = self._loop.run(self._pipeline.run(waiting, self._state.load([item.key for item in waiting])))
         is_all = len(waiting) < ENTITIES_PER_CYCLE
-        for sink in self._sinks:
-            if outcome.documents:
-                sink.write(outcome.documents)
-            faults.reach("process.after_write")
-        if outcome.documents:
+        leave = self._leaving.prepare(outcome, waiting)
+        self._write(leave.outcome)
+        if leave.outcome.documents:
             # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
             self._flush(self._checkpoint.position if is_all else self._reached)
         with self._state.settling():
             self._state.save_reached(self._reached)
             for into, used in outcome.used:
                 self._state.save_used(into, used)
-            self._state.settle((document.key for document in outcome.documents), outcome.setbacks)
+            self._leaving.settle(leave)
+            self._state.settle(leave.settled, outcome.setbacks)
         faults.reach("process.after_checkpoint")
         self._count(outcome, len(waiting))
         if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
             self._observe_lineage()
+
+    def _write(self, outcome: Outcome) -> None:
+        for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
+            if outcome.documents:
+                sink.write(outcome.documents_for(spec.name))
+            faults.reach("process.after_write")
 
     def _observe_lineage(self) -> None:
         """Try out on a few entities which columns their documents are made of, for whoever asks."""

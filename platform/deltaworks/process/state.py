@@ -6,6 +6,8 @@
 | `entity`      | every key ever touched: version of its newest change, and where it stands         |
 | `used`        | which entities an enrichment looked an id up for                                  |
 | `turn`        | changes of watched columns that a step has not been told of yet                   |
+| `sent`        | the hash of the document that left last, where an app asks for it                 |
+| `window`      | windows with their versions; `member` has who counts in which                     |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
 
 A cycle of the runner is two transactions:
@@ -31,11 +33,15 @@ from deltaworks.position import START, Lsn, Version
 from deltaworks.process.app import App
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.rows import Rows, quoted
+from deltaworks.process.sent import STATEMENT as SENT_TABLE
+from deltaworks.process.sent import Sent
 from deltaworks.process.source import Table
 from deltaworks.process.turns import STATEMENT as TURN_TABLE
 from deltaworks.process.turns import Turns
+from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
+from deltaworks.process.windows import Windows
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Standing(IntEnum):
@@ -69,12 +75,13 @@ class Checkpoint:
 
 
 class Waiting(NamedTuple):
-    """An entity to process: its newest change and how often it has failed."""
+    """An entity to process: its newest change, how often it has failed, and whether that change is a dump's read."""
 
     key: Key
     version: Version
     committed_at: datetime
     attempts: int
+    is_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,8 @@ class State:
         self._app = app
         self.rows = Rows(connection, app)
         self.turns = Turns(connection, app, self.rows)
+        self.sent = Sent(connection)
+        self.windows = None if app.windowing is None else Windows(connection, app.windowing)
 
     @classmethod
     def open(cls, file: Path, app: App) -> Self:
@@ -203,8 +212,9 @@ class State:
         """Make these entities dirty, at the newest of their changes; inside `folding`."""
         self._connection.executemany(
             """
-            insert into entity (_key, position, ordinal, committed_at, standing) values (?, ?, ?, ?, 1)
+            insert into entity (_key, position, ordinal, committed_at, is_read, standing) values (?, ?, ?, ?, ?, 1)
             on conflict (_key) do update set
+              is_read = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.is_read, is_read),
               position = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.position, position),
               ordinal = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.ordinal, ordinal),
               committed_at = iif(
@@ -212,14 +222,14 @@ class State:
               attempts = iif(standing = 2, attempts, 0),
               standing = iif(standing = 2, 2, 1)
             """,
-            ((key, at.position, at.ordinal, at.committed_at) for key, at in touched.items()),
+            ((key, at.position, at.ordinal, at.committed_at, at.is_read) for key, at in touched.items()),
         )
 
     # Processing
 
     def due(self, *, now: float, limit: int) -> list[Waiting]:
         """Entities to process now: the dirty ones by age, then the held ones whose time has come."""
-        columns = "_key, position, ordinal, committed_at, attempts"
+        columns = "_key, position, ordinal, committed_at, attempts, is_read"
         dirty = self._connection.execute(
             f"select {columns} from entity where standing = 1 order by position, ordinal limit ?", (limit,)
         ).fetchall()
@@ -227,8 +237,8 @@ class State:
             f"select {columns} from entity where standing = 2 and next_try <= ? order by next_try limit ?", (now, limit)
         ).fetchall()
         return [
-            Waiting(key, Version(Lsn(position), ordinal), moment(committed_at), attempts)
-            for key, position, ordinal, committed_at, attempts in [*dirty, *held]
+            Waiting(key, Version(Lsn(position), ordinal), moment(committed_at), attempts, bool(is_read))
+            for key, position, ordinal, committed_at, attempts, is_read in [*dirty, *held]
         ]
 
     def next_try(self) -> float | None:
@@ -371,7 +381,8 @@ _STATEMENTS = (
     """
     create table entity (
       _key primary key, position int not null, ordinal int not null, committed_at int not null, standing int not null,
-      attempts int not null default 0, next_try real not null default 0, step text, error text) without rowid
+      is_read int not null default 0, attempts int not null default 0, next_try real not null default 0, step text,
+      error text) without rowid
     """,
     "create index entity_dirty on entity (position, ordinal) where standing = 1",
     "create index entity_held on entity (next_try) where standing = 2",
@@ -379,6 +390,8 @@ _STATEMENTS = (
     "create table used (enrichment text, id, entity, primary key (enrichment, id, entity)) without rowid",
     "create index used_by_entity on used (enrichment, entity)",
     TURN_TABLE,
+    SENT_TABLE,
+    *WINDOW_TABLES,
 )
 
 
@@ -400,4 +413,7 @@ def _fingerprint(app: App) -> str:
         [str(table.name), table.key or app.key, [(item.name, str(item)) for item in table.fields]]
         for table in app.tables
     ]
-    return json.dumps([_FORMAT, app.key, tables, [step.into for step in app.enrichments if step.lookup is not None]])
+    lookups = [step.into for step in app.enrichments if step.lookup is not None]
+    step = app.windowing
+    window = None if step is None else repr((step.time, step.size, step.every, step.by, step.lateness, step.aggregates))
+    return json.dumps([_FORMAT, app.key, tables, lookups, window])

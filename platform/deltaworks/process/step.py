@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from deltaworks.errors import DeltaworksError, RetryableError
-from deltaworks.process.app import Step
+from deltaworks.process.declared import Step
 
 _MAY_PASS_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _IS_DOWN_STATUS = frozenset({429, 502, 503, 504})
