@@ -7,16 +7,18 @@ runner ◄─ step ── │ connector │ ──► deltaworks capture SOURCE
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from servers import forked
+
+from deltaworks import faults
 
 STEPS = {
     "dump.after_low": "dump.before_select",
@@ -62,14 +64,16 @@ class Connector:
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
         self._socket = ours
-        with output.open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), "capture", source, "--config", str(config)],
-                pass_fds=[theirs.fileno()],
-                stdout=out,
-                stderr=out,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
+        self.process = forked.start(
+            "capture",
+            source,
+            "--config",
+            str(config),
+            output=output,
+            folder=config.parent,
+            before=tell_steps,
+            arguments=[theirs],
+        )
         theirs.close()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -135,22 +139,13 @@ class Connector:
         return list(self._log.glob("*.segment"))
 
 
-def _serve_steps(descriptor: int, command: Sequence[str]) -> None:
-    """In the child: tell of every step and wait for the answer, then be the product."""
-    from deltaworks import cli, faults
-
-    line = socket.socket(fileno=descriptor)
-    answers: Any = line.makefile("r")
+def tell_steps(line: socket.socket) -> None:
+    """In the child: tell of every step, and wait for the answer."""
+    answers = line.makefile("r")
 
     def tell(step: str) -> None:
         line.sendall(json.dumps(step).encode() + b"\n")
         answers.readline()
 
     for step in dict.fromkeys(WATCHED):
-        faults.arm(step, lambda step=step: tell(step))  # type: ignore[misc]
-    sys.argv = ["deltaworks", *command]
-    cli.main()
-
-
-if __name__ == "__main__":
-    _serve_steps(int(sys.argv[1]), sys.argv[2:])
+        faults.arm(step, partial(tell, step))

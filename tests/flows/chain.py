@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from servers import forked
 from servers.postgres import Database
 
 from deltaworks.config import Config
@@ -32,7 +33,7 @@ class Studio:
     config_path: Path
     config: Config
     talent_port: int
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    children: list[subprocess.Popen[bytes] | forked.Child] = field(default_factory=list)
 
     def start(self, *command: str, log: str) -> subprocess.Popen[bytes]:
         """A child process whose output goes to a file beside the configuration."""
@@ -48,9 +49,16 @@ class Studio:
         self.children.append(child)
         return child
 
-    def deltaworks(self, *command: str) -> subprocess.Popen[bytes]:
+    def deltaworks(self, *command: str) -> forked.Child:
         """A `deltaworks` command as a child process."""
-        return self.start("deltaworks.cli", *command, log="-".join(command))
+        child = forked.start(
+            *command,
+            output=self.config_path.parent / f"{'-'.join(command)}.log",
+            folder=ROOT,
+            environment={"DELTAWORKS_CONFIG": str(self.config_path), "STUDIO_DSN": self.database.dsn},
+        )
+        self.children.append(child)
+        return child
 
     def start_talent(self) -> subprocess.Popen[bytes]:
         child = self.start("studio.talent", "--port", str(self.talent_port), log="talent")

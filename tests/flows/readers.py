@@ -1,9 +1,7 @@
 """Readers of one small source as real processes: started, killed, frozen, and waited for."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from flows.chain import ROOT
+from servers import forked
 from servers.postgres import Database
 
 from deltaworks import config as configuration
@@ -34,7 +33,7 @@ class Readers:
     database: Database
     folder: Path
     settings: dict[str, object] = field(default_factory=dict)
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    children: list[forked.Child] = field(default_factory=list)
 
     def config_path(self, home: str = "home") -> Path:
         """A configuration file whose state is in a folder of that name."""
@@ -52,16 +51,15 @@ class Readers:
         """The log of the source."""
         return LocalLogReader(self.config(home).log_folder("shop"))
 
-    def start(self, name: str, *, home: str = "home") -> subprocess.Popen[bytes]:
+    def start(self, name: str, *, home: str = "home") -> forked.Child:
         """A capture service; what it says is in `<name>.log`."""
-        with self.output(name).open("ab") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "deltaworks.cli", "capture", "shop"],
-                cwd=ROOT,
-                env={**os.environ, "DELTAWORKS_CONFIG": str(self.config_path(home))},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        child = forked.start(
+            "capture",
+            "shop",
+            output=self.output(name),
+            folder=ROOT,
+            environment={"DELTAWORKS_CONFIG": str(self.config_path(home))},
+        )
         self.children.append(child)
         return child
 
