@@ -47,8 +47,8 @@ WAIT_S = 60.0
 _ATTEMPTS = 5
 _AUTHOR = "deltaworks"
 _BUSY = ("database is locked", "transaction conflict", "could not serialize")
-_CREATED_MEANWHILE = "pg_type_typname_nsp_index"
-"""PostgreSQL's constraint that the second of two creators of one table breaks; the first one's stands."""
+_CREATED_MEANWHILE = ("pg_type_typname_nsp_index", 'relation "ducklake_metadata" already exists')
+"""How PostgreSQL refuses the second creator of a table, before and after the first one's commit; that one stands."""
 
 
 class LakeUnavailableError(TerminalError):
@@ -223,7 +223,7 @@ class Lake:
             try:
                 self.connection.execute(self._attach)
             except duckdb.Error as error:
-                if not _is_busy(error) and _CREATED_MEANWHILE not in str(error):
+                if not _is_busy(error) and not any(sign in str(error) for sign in _CREATED_MEANWHILE):
                     told = " ".join(str(error).split())
                     raise LakeUnavailableError(
                         f"cannot open the lake: {told}; see `lake` in deltaworks.yaml"
