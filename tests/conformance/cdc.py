@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# As a program it finds its own folder; the servers of the tests lie beside that.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import structlog
 import yaml
 from data_case import run_data_case
