@@ -14,6 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import typer.main
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ from pydantic_core import PydanticUndefined
 import deltaworks
 from deltaworks.cli import app
 from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, S3Config, ServeConfig
+from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
 
@@ -50,6 +52,10 @@ def config_page() -> str:
         ("the file", Config),
         ("sources.NAME", PostgresConfig),
         ("apps.NAME", AppConfig),
+        *(
+            (f"connections.NAME, kind: {get_args(each.model_fields['kind'].annotation)[0]}", each)
+            for each in CONNECTIONS
+        ),
         ("lake", LakeConfig),
         ("lake.s3", S3Config),
         ("serve", ServeConfig),

@@ -12,15 +12,17 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from deltaworks.connection import UNTOLD, Connection
 from deltaworks.errors import TerminalError
 from deltaworks.schema import TableName
 
 _T = TypeVar("_T")
+_C = TypeVar("_C", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 _S3_ADDRESS = re.compile(r"s3://[a-z0-9][a-z0-9.-]*[a-z0-9](/.*)?")
 _S3_KEYS = ("access_key_id", "secret_access_key", "session_token")
-_UNTOLD = ("dsn", "catalog", *_S3_KEYS)
+_UNTOLD = (*UNTOLD, "catalog", *_S3_KEYS)
 """Settings that may hold a password; no message repeats what they were given."""
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
@@ -155,6 +157,8 @@ class Config(_Model):
     """The databases to capture, by name."""
     apps: Mapping[Name, AppConfig] = Field(default_factory=dict)
     """The stream apps, by name."""
+    connections: Mapping[Name, Connection] = Field(default_factory=dict)
+    """The servers that sinks write to, by name."""
     lake: LakeConfig = Field(default_factory=LakeConfig)
     """Where the lakehouse is."""
     serve: ServeConfig = Field(default_factory=ServeConfig)
@@ -175,6 +179,19 @@ class Config(_Model):
             ConfigError: unknown; the message lists those that are known.
         """
         return _known(self.apps, name, "app")
+
+    def connection(self, name: str, kind: type[_C]) -> _C:
+        """The connection of that name, which has to be of this kind.
+
+        Raises:
+            ConfigError: unknown or of another kind; the message lists those that would do.
+        """
+        found = self.connections.get(name)
+        if not isinstance(found, kind):
+            of_kind = [known for known, connection in self.connections.items() if isinstance(connection, kind)]
+            fault = "no connection" if found is None else f"a {found.kind} connection, not {kind.__name__}, is"
+            raise ConfigError(f"{fault} {name!r} in deltaworks.yaml; known: {', '.join(of_kind) or 'none'}")
+        return found
 
     def log_folder(self, name: str) -> Path:
         """The change log of a source, or of an app that writes to the lake."""
@@ -227,7 +244,7 @@ def load(path: Path, *, environment: Mapping[str, str]) -> Config:
     unset: list[str] = []
     filled = _fill(document, environment, unset)
     faults = [f"{name}: not set in the environment and has no default" for name in dict.fromkeys(unset)]
-    faults += _written_out(document)
+    faults += _written_out(document) + _passwords_written_out(document)
     config: Config | None = None
     try:
         config = Config.model_validate(filled)
@@ -280,6 +297,20 @@ def _written_out(document: Mapping[str, Any]) -> list[str]:
         f"lake.s3.{name}: a key must not stand in the file; write ${{NAME}} and set NAME in the environment"
         for name, reference in references.items()
         if reference is None or reference["default"]
+    ]
+
+
+def _passwords_written_out(document: Mapping[str, Any]) -> list[str]:
+    """Passwords and signing keys of connections that stand in the file itself."""
+    connections = document.get("connections")
+    found = connections.items() if isinstance(connections, dict) else ()
+    return [
+        f"connections.{name}.{setting}: a secret must not stand in the file; write ${{NAME}} and set NAME in the "
+        "environment"
+        for name, settings in found
+        if isinstance(settings, dict)
+        for setting in ("password", "secret")
+        if settings.get(setting) and _VARIABLE.fullmatch(str(settings[setting])) is None
     ]
 
 

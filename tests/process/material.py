@@ -20,7 +20,7 @@ from deltaworks.log.change_log import Group, LogWriter
 from deltaworks.position import Lsn, Version
 from deltaworks.process.report import ProcessReport
 from deltaworks.process.runner import Runner
-from deltaworks.process.sink import Document
+from deltaworks.process.sink import Capabilities, Document, Refusal
 from deltaworks.schema import Column, TableName, TableSchema
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -149,6 +149,10 @@ class TableSink:
     def name(self) -> str:
         return "table"
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(is_transactional=True)
+
     def open(self, *, app: str, key: str, config: Config) -> "TableSinkWriter":
         return TableSinkWriter(self.file)
 
@@ -183,7 +187,7 @@ class TableSinkWriter:
         assert len(keys) == len(set(keys)), "a key twice in one write"
         self.pending += documents
 
-    def flush(self, *, up_to: Lsn) -> None:
+    def flush(self, *, up_to: Lsn) -> Sequence[Refusal]:
         self.connection.execute("begin")
         for document in self.pending:
             old = self.connection.execute(
@@ -205,6 +209,7 @@ class TableSinkWriter:
         self.connection.execute("insert into reached values (?)", (up_to.value,))
         self.connection.execute("commit")
         self.pending = []
+        return []
 
     def close(self) -> None:
         self.connection.close()

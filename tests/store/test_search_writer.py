@@ -21,7 +21,7 @@ from deltaworks.position import Lsn, Version
 from deltaworks.process.sink import Document
 from deltaworks.store.search import SearchIndex, SearchReader, SearchWriter
 from deltaworks.store.search.spec import SearchSpecError
-from deltaworks.store.search.writer import IndexHeldError, IndexLayoutError, IndexWriteError, UnsupportedBodyError
+from deltaworks.store.search.writer import IndexHeldError, IndexLayoutError, IndexWriteError
 from deltaworks.testing.faults import fail_at
 
 SPEC = SearchIndex("movies", text={"title": 3.0, "cast.name": 1.0}, popularity="votes")
@@ -146,13 +146,18 @@ def test_values_of_a_database_become_json(tmp_path: Path, writer: SearchWriter) 
     assert hit.version == Version(Lsn(1), 0)
 
 
-def test_a_value_without_a_json_form_is_refused_and_nothing_of_the_call_is_taken(
-    tmp_path: Path, writer: SearchWriter
-) -> None:
-    with pytest.raises(UnsupportedBodyError, match="'object'"):
-        writer.write([document(1, 1, "Alien"), document(2, 1, "Brazil", what=object())])
-    writer.flush(up_to=Lsn(1))
-    assert titles(tmp_path, [1, 2]) == []
+def test_a_value_without_a_json_form_is_refused_and_the_others_are_taken(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.write([document(1, 1, "Alien"), document(2, 1, "Brazil", what=object())])
+    [refusal] = writer.flush(up_to=Lsn(1))
+    assert (refusal.key, "'object'" in refusal.reason) == (2, True)
+    assert titles(tmp_path, [1, 2]) == ["Alien"]
+    assert writer.flush(up_to=Lsn(2)) == []
+
+
+def test_a_key_too_long_to_be_found_again_is_refused(tmp_path: Path, writer: SearchWriter) -> None:
+    writer.write([document("k" * 70_000, 1, "Alien")])
+    [refusal] = writer.flush(up_to=Lsn(1))
+    assert "shorter" in refusal.reason
 
 
 def test_keys_of_any_kind_are_apart(tmp_path: Path, writer: SearchWriter) -> None:

@@ -22,7 +22,7 @@ from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.shape import checker, is_record, to_mapping
-from deltaworks.process.sink import Document
+from deltaworks.process.sink import Document, Refusal
 from deltaworks.process.state import Loaded, Setback, Waiting
 from deltaworks.process.step import StepFault, call, fault_of
 
@@ -54,6 +54,16 @@ class Outcome:
         return [
             each if each.body is None or sink in self.routes.get(each.key, (sink,)) else replace(each, body=None)
             for each in self.documents
+        ]
+
+    def refuse(self, sink: str, refusals: Sequence[Refusal], attempts: Mapping[Key, int]) -> None:
+        """Make documents that a sink will never take dead letters of their entities; the others stand as they are."""
+        refused = {refusal.key: refusal for refusal in refusals}
+        dead = [document.key for document in self.documents if document.key in refused]
+        self.documents = [document for document in self.documents if document.key not in refused]
+        self.setbacks += [
+            Setback(key=key, step=sink, error=refused[key].reason, attempts=attempts[key] + 1, next_try=None)
+            for key in dead
         ]
 
 

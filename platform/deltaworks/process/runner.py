@@ -46,7 +46,7 @@ from deltaworks.process.leaving import Leaving
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
-from deltaworks.process.sink import Sink
+from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting
 from deltaworks.process.telling import Telling
@@ -200,11 +200,11 @@ class Runner:
             before = self._tally.settled
             try:
                 worked = self._cycle(up_to_sequence=end.sequence, on_progress=on_progress)
-            except RetryableError:
+            except RetryableError as error:
                 attempt += 1
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(_SINK_BACKOFF.delay_s(attempt))
+                time.sleep(_delay_s(error, attempt))
                 continue
             attempt = 0
             if before != self._tally.settled:
@@ -239,7 +239,7 @@ class Runner:
                     self._wait()
             except RetryableError as error:
                 attempt += 1
-                delay_s = _SINK_BACKOFF.delay_s(attempt)
+                delay_s = _delay_s(error, attempt)
                 logger.warning(
                     "app waits", app=self._name, error=str(error), attempt=attempt, delay_s=round(delay_s, 3)
                 )
@@ -364,7 +364,9 @@ class Runner:
         self._write(leave.outcome)
         if leave.outcome.documents:
             # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
-            self._flush(self._checkpoint.position if is_all else self._reached)
+            refusals = self._flush(self._checkpoint.position if is_all else self._reached)
+            for name, refused in refusals:
+                outcome.refuse(name, refused, {item.key: item.attempts for item in waiting})
         with self._state.settling():
             self._state.save_reached(self._reached)
             for into, used in outcome.used:
@@ -388,12 +390,16 @@ class Runner:
         seen = observe_in_loop(self._app, tuple(self._pipeline.samples), clients=self._clients)
         lineage.save(self._loop.run(seen), self._lineage_file)
 
-    def _flush(self, position: Lsn) -> None:
+    def _flush(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
+        """Flush every sink; gives the refusals of those that had any."""
+        refusals = []
         for sink in self._sinks:
-            sink.flush(up_to=position)
+            if refused := sink.flush(up_to=position):
+                refusals.append((sink.name, refused))
             faults.reach("process.after_flush")
         self._reached = position
         self._flushed_at = time.monotonic()
+        return refusals
 
     def _flush_position(self, *, every_s: float = 0.0) -> None:
         """Tell the sinks of a position that came with nothing to write."""
@@ -468,6 +474,12 @@ class Runner:
         latest = self._latest_schemas.get(schema.name, schema)
         added = tuple(column for column in latest.columns if column.nullable and column.name not in schema.names)
         return TableSchema(name=schema.name, columns=(*schema.columns, *added), key=schema.key)
+
+
+def _delay_s(error: RetryableError, attempt: int) -> float:
+    """How long to wait after failed try `attempt`: by our own patience, or longer where the sink asked for it."""
+    asked_s = error.after_s if isinstance(error, SinkAwayError) else None
+    return max(_SINK_BACKOFF.delay_s(attempt), asked_s or 0.0)
 
 
 def _take_lock(folder: Path, name: str) -> int:

@@ -22,7 +22,7 @@ from deltaworks.log.change_log import Group, LogWriter
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import Lsn
 from deltaworks.process.shape import arrow_type, fields_of
-from deltaworks.process.sink import Document
+from deltaworks.process.sink import Capabilities, Document, Refusal
 from deltaworks.schema import Column, TableName, TableSchema
 
 
@@ -43,6 +43,11 @@ class LakeTable:
 
     name: str
     schema: type | Mapping[str, Any] = field(kw_only=True)  # Any: a column may be a type or a pyarrow DataType
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The loader keeps versions and brings a flush in with one commit; reading back is the lake's part."""
+        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True)
 
     def table_schema(self, key: str) -> TableSchema:
         """The table's columns, as the loader will create them.
@@ -91,27 +96,45 @@ class LakeTableWriter:
             if waiting is None or waiting.version <= document.version:
                 self._pending[document.key] = document
 
-    def flush(self, *, up_to: Lsn) -> None:
-        """Append what was written as one group, durable when this returns.
+    def flush(self, *, up_to: Lsn) -> Sequence[Refusal]:
+        """Append what was written as one group, durable when this returns; a document that a column cannot take
+        is refused, with the name of the column.
 
         Raises:
-            DocumentShapeError: a column cannot take a value; the message names the column.
             LogFullError: no space; the next flush tries the same documents again.
         """
         end = self._log.end()
         # An app that starts over reads the log from its start, but what is in its own log stays true.
         position = max(end.position, up_to)
         if not self._pending and position == end.position:
-            return
+            return []
         # Changes stand in the log in the order of their identity, which is what slicing it relies on.
         documents = sorted(self._pending.values(), key=lambda document: document.version)
-        batches = (self._batch(documents),) if documents else ()
+        batches, refusals = self._fitting(documents) if documents else ((), [])
         self._log.append(Group(batches=batches, position=position, previous_position=end.position))
         self._pending.clear()
+        return refusals
 
     def close(self) -> None:
         """Let go of the log."""
         self._log.close()
+
+    def _fitting(self, documents: Sequence[Document]) -> tuple[tuple[ChangeBatch, ...], list[Refusal]]:
+        """The documents whose values their columns can take as a batch, and refusals of the others."""
+        try:
+            return (self._batch(documents),), []
+        except DocumentShapeError:
+            # Rare, so only now is each looked at for itself.
+            refusals = {document.key: refusal for document in documents if (refusal := self._refusal(document))}
+        fitting = [document for document in documents if document.key not in refusals]
+        return ((self._batch(fitting),) if fitting else ()), list(refusals.values())
+
+    def _refusal(self, document: Document) -> Refusal | None:
+        try:
+            self._batch([document])
+        except DocumentShapeError as error:
+            return Refusal(key=document.key, version=document.version, reason=str(error))
+        return None
 
     def _batch(self, documents: Sequence[Document]) -> ChangeBatch:
         count = len(documents)

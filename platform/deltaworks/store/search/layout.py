@@ -20,7 +20,7 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import tantivy
 
@@ -64,11 +64,6 @@ def _ready(index: tantivy.Index) -> tantivy.Index:
     # Reloaded when the freshness record says so; a watcher thread would only be late.
     index.config_reader(reload_policy="manual")
     return index
-
-
-def key_text(key: Any) -> str:  # Any: a key is what the app's key column holds
-    """A key as the index holds it: text as it is, everything else as JSON."""
-    return key if isinstance(key, str) else json.dumps(key, default=str, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

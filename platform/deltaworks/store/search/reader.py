@@ -14,7 +14,8 @@ import tantivy
 from tantivy import Query
 
 from deltaworks.position import Lsn, Version
-from deltaworks.store.search.layout import FRESHNESS_FILE, SPEC_FILE, FreshnessRecord, key_text, open_index
+from deltaworks.process.sink import key_text
+from deltaworks.store.search.layout import FRESHNESS_FILE, SPEC_FILE, FreshnessRecord, open_index
 from deltaworks.store.search.query import MAX_WORDS, build_query
 from deltaworks.store.search.spec import SearchIndex
 from deltaworks.store.search.words import whole_of, words_of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
+from deltaworks.process.sink import Capabilities, SinkReader
 
 if TYPE_CHECKING:
     from deltaworks.store.search.writer import SearchWriter
@@ -81,6 +82,11 @@ class SearchIndex:
             first, *rest = self.text
             object.__setattr__(self, "display", Display(title=first, people=tuple(Fact(path, path) for path in rest)))
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """One commit for each flush, with the versions of deleted documents in it."""
+        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True)
+
     def open(self, *, app: str, key: str, config: Config) -> "SearchWriter":  # noqa: ARG002
         """Take the index in `config.index_folder(app)`, creating it when it is not there.
 
@@ -92,6 +98,12 @@ class SearchIndex:
         from deltaworks.store.search.writer import SearchWriter  # noqa: PLC0415
 
         return SearchWriter.open(config.index_folder(app), self)
+
+    def open_reader(self, *, app: str, key: str, config: Config) -> SinkReader:  # noqa: ARG002
+        """Read back what the last flush left."""
+        from deltaworks.store.search.read_back import SearchBackReader  # noqa: PLC0415
+
+        return SearchBackReader(config.index_folder(app))
 
     def to_json(self) -> str:
         """The declaration as it lies beside the index."""

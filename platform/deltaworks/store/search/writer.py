@@ -7,26 +7,25 @@ documents. So a crash leaves one state, the last commit, and a late write is ref
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
-from uuid import UUID
 
 import tantivy
 
 from deltaworks import faults
 from deltaworks.errors import TerminalError
 from deltaworks.position import Lsn, Version
-from deltaworks.process.sink import Document
+from deltaworks.process.document_json import UnsupportedBodyError, document_json
+from deltaworks.process.sink import Document, Refusal, key_text
 from deltaworks.store.search.layout import (
     SPEC_FILE,
     TANTIVY_FILE,
     FreshnessRecord,
     create_index,
     index_schema,
-    key_text,
     replace_text,
 )
 from deltaworks.store.search.spec import LAYOUT, SearchIndex, values_at
@@ -34,6 +33,9 @@ from deltaworks.store.search.words import whole_of, words_of
 
 _HEAP_BYTES = 32 * 1024 * 1024
 """Per writer; tantivy's least is 15 MB. A batch of 500 documents fills a fraction of it."""
+
+_KEY_BYTES = 32_000
+"""tantivy drops terms of more than 65,530 bytes without a word."""
 
 
 class IndexHeldError(TerminalError):
@@ -46,10 +48,6 @@ class IndexLayoutError(TerminalError):
 
 class IndexWriteError(TerminalError):
     """The index did not take what was written since the last flush; the app restarts from its checkpoint."""
-
-
-class UnsupportedBodyError(TerminalError):
-    """A document holds a value that JSON cannot."""
 
 
 class SearchWriter:
@@ -65,6 +63,7 @@ class SearchWriter:
         self._searcher = index.searcher()
         self._has_failed = False
         self._pending: dict[str, Version] = {}
+        self._refusals: dict[str, Refusal] = {}
         self._freshness = FreshnessRecord.load(folder) or FreshnessRecord(flushed_at=datetime.now(UTC))
         self._newest = self._freshness.committed_at
 
@@ -92,20 +91,25 @@ class SearchWriter:
         """See `Sink.write`. Nothing is durable or visible before `flush`."""
         writer = self._open_writer()
         stored = self._stored_versions([key_text(document.key) for document in documents])
-        fresh = [
-            document for document, version in zip(documents, stored, strict=True) if not _is_stale(document, version)
-        ]
-        # Everything that can fail on what a document holds is done before the first one is taken.
-        entries = [self._entry(document) for document in fresh]
-        for document, entry in zip(fresh, entries, strict=True):
-            key = key_text(document.key)
-            writer.delete_documents_by_term("key", key)
-            writer.add_document(entry)
-            self._pending[key] = document.version
-            if self._newest is None or document.committed_at > self._newest:
-                self._newest = document.committed_at
+        for document, version in zip(documents, stored, strict=True):
+            if not _is_stale(document, version):
+                self._take(writer, document)
 
-    def flush(self, *, up_to: Lsn) -> None:
+    def _take(self, writer: tantivy.IndexWriter, document: Document) -> None:
+        key = key_text(document.key)
+        try:
+            entry = self._entry(document)
+        except UnsupportedBodyError as error:
+            self._refusals[key] = Refusal(key=document.key, version=document.version, reason=str(error))
+            return
+        writer.delete_documents_by_term("key", key)
+        writer.add_document(entry)
+        self._pending[key] = document.version
+        self._refusals.pop(key, None)
+        if self._newest is None or document.committed_at > self._newest:
+            self._newest = document.committed_at
+
+    def flush(self, *, up_to: Lsn) -> Sequence[Refusal]:
         """See `Sink.flush`: one commit, synced by tantivy; without new documents only the record moves.
 
         Raises:
@@ -132,6 +136,9 @@ class SearchWriter:
             position=max(up_to, self._freshness.position), committed_at=self._newest, flushed_at=datetime.now(UTC)
         )
         self._freshness.save(self._folder)
+        refusals = list(self._refusals.values())
+        self._refusals.clear()
+        return refusals
 
     def close(self) -> None:
         """Let another writer in; what was not flushed is dropped. A second call does nothing."""
@@ -168,6 +175,8 @@ class SearchWriter:
         return [versions.get(key) for key in keys]
 
     def _entry(self, document: Document) -> tantivy.Document:
+        if len(key_text(document.key).encode()) > _KEY_BYTES:
+            raise UnsupportedBodyError(f"a key has more than {_KEY_BYTES} bytes; choose a shorter one in the app")
         entry = tantivy.Document()
         entry.add_text("key", key_text(document.key))
         entry.add_unsigned("position", document.version.position.value)
@@ -175,7 +184,7 @@ class SearchWriter:
         entry.add_boolean("is_deleted", document.body is None)
         entry.add_float("popularity", _damped(document.body, self._spec.popularity))
         if document.body is not None:
-            entry.add_bytes("body", _body_json(document.body))
+            entry.add_bytes("body", document_json(document.body))
             for number, path in enumerate(self._spec.text):
                 for value in values_at(document.body, path):
                     words = _words(str(value))
@@ -225,39 +234,3 @@ def _damped(body: Mapping[str, Any] | None, path: str | None) -> float:
     values = values_at(body, path) if path else []
     count = next((float(value) for value in values if isinstance(value, (int, float, Decimal))), 0.0)
     return math.log10(1 + count) / 2 if 0 < count < math.inf else 0.0
-
-
-def _body_json(body: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(body, default=_plain, separators=(",", ":"), allow_nan=False).encode()
-    except TypeError as error:
-        raise UnsupportedBodyError(f"cannot index a document: {error}; convert it in the app") from error
-    except ValueError:
-        # JSON has no NaN and no infinity, and a browser refuses them; the page shows nothing there.
-        return json.dumps(_without_nan(body), default=_plain, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _plain(value: object) -> Any:  # Any: what JSON can hold
-    if isinstance(value, Decimal):
-        return (int(value) if value == value.to_integral_value() else float(value)) if value.is_finite() else None
-    if isinstance(value, (date, datetime, time)):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    raise TypeError(f"no JSON form for a value of type {type(value).__name__!r}")
-
-
-def _without_nan(value: Any) -> Any:  # Any: a document is any JSON-like value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return value

@@ -1,0 +1,150 @@
+"""Every sink as the contract suite sees it: how it is declared, and what its readers would find.
+
+A new sink is one function here and its name in `HERE` or `SERVERS`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+
+from deltaworks.config import Config
+from deltaworks.log.local import LocalLogReader
+from deltaworks.process.document_json import document_json
+from deltaworks.process.sink import Capabilities, Sink, SinkSpec, key_text, open_reader
+from deltaworks.store.lake_table import LakeTable
+from deltaworks.store.search import SearchIndex
+from deltaworks.testing.memory_sink import UNFIT, MemorySink
+
+
+class Person(TypedDict):
+    name: str
+    born: int | None
+
+
+class Film(TypedDict):
+    """A value of each type that an app may declare, inside others too."""
+
+    film_id: str
+    title: str | None
+    votes: int | None
+    score: float | None
+    rating: Decimal | None
+    is_seen: bool | None
+    released_on: date | None
+    updated_at: datetime | None
+    poster: bytes | None
+    tags: list[str] | None
+    lead: Person | None
+    cast: list[Person] | None
+
+
+NOTHING = dict.fromkeys(Film.__annotations__)
+"""A film of which only the key is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """One sink with a place of its own."""
+
+    spec: SinkSpec
+    config: Config
+    state: Callable[[], dict[str, Mapping[str, Any]]]
+    """What its readers find, by key text."""
+    form: Callable[[Mapping[str, Any]], Any] = lambda body: body
+    """What a body that was written looks like when it is read."""
+    unfit: Mapping[str, Any]
+    """Values that make a film one that the sink can never take."""
+    away: Callable[[], AbstractContextManager[None]] | None = None
+    """Makes its server absent; not where there is none."""
+
+    @property
+    def can(self) -> Capabilities:
+        return self.spec.capabilities
+
+    def open(self) -> Sink:
+        return self.spec.open(app="films", key="film_id", config=self.config)
+
+    @contextmanager
+    def opened(self) -> Iterator[Sink]:
+        sink = self.open()
+        try:
+            yield sink
+        finally:
+            sink.close()
+
+
+def config_with(home: Path, **connections: Any) -> Config:
+    return Config.model_validate(
+        {
+            "home": home,
+            "sources": {"studio": {"kind": "postgres", "dsn": "host=nowhere", "tables": ["film"]}},
+            "apps": {"films": {"module": "none:none", "source": "studio"}},
+            "connections": connections,
+        }
+    )
+
+
+def as_json(body: Mapping[str, Any]) -> Any:
+    return json.loads(document_json(body))
+
+
+def read_back(spec: SinkSpec, config: Config) -> dict[str, Mapping[str, Any]]:
+    """The live documents, by way of the sink's own reader."""
+    reader = open_reader(spec, app="films", key="film_id", config=config)
+    try:
+        keys = [stored.key for stored in reader.versions() if not stored.is_deleted]
+        found = dict(reader.documents(keys))
+        assert found.keys() == set(keys), "a key that is listed has a document"
+        return found
+    finally:
+        reader.close()
+
+
+def memory(request: pytest.FixtureRequest, home: Path) -> House:
+    spec, config = MemorySink("films"), config_with(home)
+    return House(spec=spec, config=config, state=lambda: read_back(spec, config), unfit={"tags": UNFIT}, away=spec.away)
+
+
+def search_index(request: pytest.FixtureRequest, home: Path) -> House:
+    spec, config = SearchIndex("films", text={"title": 1.0}), config_with(home)
+    return House(
+        spec=spec, config=config, state=lambda: read_back(spec, config), form=as_json, unfit={"lead": object()}
+    )
+
+
+def lake_table(request: pytest.FixtureRequest, home: Path) -> House:
+    """What the loader will make of the app's log: per key the largest identity."""
+    config = config_with(home)
+
+    def state() -> dict[str, Mapping[str, Any]]:
+        newest: dict[str, tuple[tuple[int, int], Any]] = {}
+        for group in LocalLogReader(config.log_folder("films")).read(after_sequence=-1):
+            for batch in group.batches:
+                for row in batch.rows.to_pylist():
+                    version = (row["_commit"], row["_ordinal"])
+                    body = None if row["_op"] == "d" else {name: row[name] for name in Film.__annotations__}
+                    if newest.get(row["film_id"], (version,))[0] <= version:
+                        newest[row["film_id"]] = (version, body)
+        return {key_text(key): body for key, (_, body) in newest.items() if body is not None}
+
+    return House(spec=LakeTable("films", schema=Film), config=config, state=state, unfit={"votes": "many"})
+
+
+Build = Callable[[pytest.FixtureRequest, Path], House]
+
+HERE: Mapping[str, Build] = {"memory": memory, "search index": search_index, "lake table": lake_table}
+"""Those that need Python packages only."""
+SERVERS: Mapping[str, Build] = {}
+"""Those that need a server from Debian or Maven."""
+PARAMETERS = [*HERE, *(pytest.param(name, marks=pytest.mark.server) for name in SERVERS)]
+
+
+def build(name: str, request: pytest.FixtureRequest, home: Path) -> House:
+    return ({**HERE, **SERVERS}[name])(request, home)
