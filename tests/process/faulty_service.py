@@ -11,13 +11,15 @@ from typing import Any
 class FaultyService:
     """An HTTP service that knows names by number, and fails as it is told to.
 
-    `fault` says for the ids of a request what to answer: `None` for the truth, a status, or a word.
+    `fault` says for the ids of a request what to answer: `None` for the truth, a status, or a word. Past the first
+    `limit` ids of a request it knows nobody.
     """
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
         self.fault: Callable[[list[int]], int | str | None] = lambda ids: None
         self.retry_after: str | None = None
+        self.limit: int | None = None
         self.requests: list[list[int]] = []
         service = self
 
@@ -57,7 +59,7 @@ class FaultyService:
 
     def _answer(self, handler: BaseHTTPRequestHandler, ids: list[int]) -> None:
         fault = self.fault(ids)
-        body = json.dumps({str(id_): self.names[id_] for id_ in ids if id_ in self.names}).encode()
+        body = json.dumps({str(id_): self.names[id_] for id_ in ids[: self.limit] if id_ in self.names}).encode()
         match fault:
             case int():
                 handler.send_response(fault)

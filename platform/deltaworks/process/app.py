@@ -28,6 +28,9 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from deltaworks.process.arrow import sql_function
+from deltaworks.process.breaker import Breaker
+from deltaworks.process.cache import Ttl
+from deltaworks.process.changed import Changed, changed
 from deltaworks.process.check import AppError, check_app, check_steps, check_tables
 from deltaworks.process.declared import (
     MAKING,
@@ -47,6 +50,7 @@ from deltaworks.process.declared import (
     total,
     window_fault,
 )
+from deltaworks.process.options import Partial, number_faults, option_faults
 from deltaworks.process.shape import is_record
 from deltaworks.process.sink import SinkSpec
 from deltaworks.process.source import Source, Table
@@ -57,12 +61,15 @@ __all__ = [
     "App",
     "AppError",
     "Backoff",
+    "Breaker",
     "ClientFactory",
     "EnrichStep",
     "OnChangeStep",
     "Source",
     "Step",
     "Table",
+    "Ttl",
+    "changed",
     "count",
     "least",
     "mean",
@@ -113,6 +120,11 @@ class EnrichStep(Step):
     timeout_s: float
     retry: Backoff
     lookup: Table[Any] | None
+    rate_per_s: float | None
+    breaker: Breaker | None
+    cache: Ttl | None
+    partial: Partial
+    when: Changed | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +364,11 @@ class App:
         timeout_s: float = 5.0,
         retry: Backoff | None = None,
         lookup: Table[Any] | None = None,
+        rate_per_s: float | None = None,
+        breaker: Breaker | None = None,
+        cache: Ttl | None = None,
+        partial: Partial = "unknown",
+        when: Changed | None = None,
     ) -> Callable[[F], F]:
         """Ask a service about many keys at once; the answer is `entity[into]`.
 
@@ -359,21 +376,30 @@ class App:
         mapping of those it knows. `key` says which ids an entity needs: for a list of ids `entity[into]`
         is the mapping of those found, for a single id it is the one value or `None`.
 
-        At most `concurrency` calls run at once, each for at most `timeout_s`. Where a call fails in a way that may
+        An answer is shared by the entities that need it, so no step may change it. The return type, e.g.
+        `dict[int, Person]`, is checked on every answer. An id answered with `None` is unknown. One that is
+        left out is unknown too, or with `partial="retry"` is asked for again.
+
+        At most `concurrency` calls run at once, each for at most `timeout_s`, and at most `rate_per_s` begin in a
+        second. Where a call fails in a way that may
         pass (no connection, timeout, 408, 425, 429, 5xx, an answer that is not JSON, `RetryableError`) the keys
         that need it wait by `retry`, or as long as a Retry-After asks, and are tried again from their newest
         state; other keys go on. Where it fails for good (the step raises, another 4xx) the batch is
         halved until the ids at fault stand alone, and their entities become dead letters.
 
-        `lookup`: the table behind the service; a change of a row makes the entities that used its id run again.
+        `lookup`: the table behind the service; a change of a row makes the entities that used its id run again, with a
+        new answer. `cache` keeps answers (see `Ttl`), and without a `lookup` they may be as old as that. `breaker`
+        leaves a failing service alone for a while (see `Breaker`). `when=changed(…)` asks only when one of these
+        columns changed (see `changed`).
         """
 
         def declare(function: F) -> F:
             step = self._step("enrich", function)
-            numbers = {"batch": batch, "concurrency": concurrency, "timeout_s": timeout_s}
-            for option, value in numbers.items():
-                if value <= 0:
-                    self._fail(function, f"{option} must be more than 0, got {value!r}")
+            columns = [item.name for item in self.entity.fields]
+            numbers = number_faults(batch=batch, concurrency=concurrency, timeout_s=timeout_s, rate_per_s=rate_per_s)
+            options = option_faults(breaker=breaker, cache=cache, partial=partial, when=when, columns=columns)
+            for fault in (*numbers, *options):
+                self._fail(function, fault)
             if not callable(key):
                 self._fail(function, f"key must be a function of the entity, got {key!r}")
             if into in {other.into for other in self.enrichments}:
@@ -393,6 +419,11 @@ class App:
                     timeout_s=timeout_s,
                     retry=retry or Backoff(),
                     lookup=lookup,
+                    rate_per_s=rate_per_s,
+                    breaker=breaker,
+                    cache=cache,
+                    partial=partial,
+                    when=when,
                 )
             )
             return function

@@ -1,5 +1,8 @@
 """Counters of the stream apps, for `/metrics`; one sample is a dictionary look-up and an addition."""
 
+from dataclasses import dataclass
+from typing import Self
+
 from prometheus_client import Counter, Gauge, Histogram
 
 STEP_OUTCOMES = Counter(
@@ -16,6 +19,78 @@ LAG = Histogram(
     ("app",),
     buckets=(0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+CALLS = Counter(
+    "deltaworks_process_calls_total", "Calls of a service by outcome: ok, failed.", ("app", "step", "outcome")
+)
+CALL_SECONDS = Histogram(
+    "deltaworks_process_call_seconds",
+    "How long a call of a service took, failed ones too.",
+    ("app", "step"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+CACHE = Counter(
+    "deltaworks_process_cache_total",
+    "Ids by where the answer came from: hit, negative (kept as unknown), miss (asked for), joined (being asked for).",
+    ("app", "step", "result"),
+)
+RATE_WAIT_SECONDS = Counter(
+    "deltaworks_process_rate_wait_seconds_total", "Seconds that calls waited to keep the rate.", ("app", "step")
+)
+BREAKER = Gauge("deltaworks_process_breaker", "The breaker: 0 closed, 1 half-open, 2 open.", ("app", "step"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """The samples of one enrichment, looked up once."""
+
+    calls_ok: Counter
+    calls_failed: Counter
+    call_seconds: Histogram
+    hits: Counter
+    negatives: Counter
+    misses: Counter
+    joins: Counter
+    rate_wait_seconds: Counter
+    breaker_state: Gauge
+
+    @classmethod
+    def of(cls, app: str, step: str) -> Self:
+        """Those of this step."""
+        return cls(
+            calls_ok=CALLS.labels(app, step, "ok"),
+            calls_failed=CALLS.labels(app, step, "failed"),
+            call_seconds=CALL_SECONDS.labels(app, step),
+            hits=CACHE.labels(app, step, "hit"),
+            negatives=CACHE.labels(app, step, "negative"),
+            misses=CACHE.labels(app, step, "miss"),
+            joins=CACHE.labels(app, step, "joined"),
+            rate_wait_seconds=RATE_WAIT_SECONDS.labels(app, step),
+            breaker_state=BREAKER.labels(app, step),
+        )
+
+    def call(self, *, seconds: float, has_failed: bool) -> None:
+        """Add a call."""
+        (self.calls_failed if has_failed else self.calls_ok).inc()
+        self.call_seconds.observe(seconds)
+
+    def cache(self, *, hits: int, negative: int, misses: int, joined: int) -> None:
+        """Add the ids of one run."""
+        for counter, count in (
+            (self.hits, hits),
+            (self.negatives, negative),
+            (self.misses, misses),
+            (self.joins, joined),
+        ):
+            if count:
+                counter.inc(count)
+
+    def wait_for_rate(self, seconds: float) -> None:
+        """Add time that a call waits."""
+        self.rate_wait_seconds.inc(seconds)
+
+    def breaker(self, state: int) -> None:
+        """Show where the breaker stands."""
+        self.breaker_state.set(state)
 
 
 def count_step(

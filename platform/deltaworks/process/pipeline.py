@@ -6,7 +6,6 @@
 Knows no log, no state and no sink, so the same code runs live, over a dump, and in a test.
 """
 
-import time
 import typing
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,16 @@ from typing import Any
 from deltaworks.process import metrics
 from deltaworks.process.app import App, Backoff, EnrichStep
 from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.changed import Kept, reusable
+from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.declared import KEY, MAKING, Step, TableStep
-from deltaworks.process.enrich import enrich
+from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
-from deltaworks.process.fold import Key
+from deltaworks.process.fold import Fold, Key
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.shape import checker, is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
+from deltaworks.process.source import Table
 from deltaworks.process.state import Loaded, Setback, Waiting
 from deltaworks.process.step import StepFault, call, fault_of
 
@@ -43,6 +45,7 @@ class Outcome:
     documents: list[Document] = field(default_factory=list)
     setbacks: list[Setback] = field(default_factory=list)
     used: list[tuple[str, dict[Key, frozenset[Key]]]] = field(default_factory=list)
+    kept: list[tuple[str, dict[Key, Kept | None]]] = field(default_factory=list)
     filtered: int = 0
     enriched: int = 0
     routes: dict[Key, frozenset[str]] = field(default_factory=dict)
@@ -70,18 +73,20 @@ class Outcome:
 class Pipeline:
     """The steps of an app, ready to run; `clients` are open."""
 
-    def __init__(self, app: App, *, name: str, clients: Mapping[str, Any]) -> None:
+    def __init__(self, app: App, *, name: str, clients: Mapping[str, Any], clock: Clock = SYSTEM) -> None:
         self._app = app
         self._name = name
         self._clients = clients
         self._faults = {id(step): _document_checker(step) for step in app.making}
         self._sinks = frozenset(sink.name for sink in app.sinks)
+        self._clock = clock
+        self.enrichers = {step.into: Enricher(step, app=name, clients=clients, clock=clock) for step in app.enrichments}
         self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
         """The entities that came last to the making of documents, with what enrichments found; for `lineage`."""
 
     async def run(self, waiting: Sequence[Waiting], loaded: Mapping[Key, Loaded]) -> Outcome:
         """Take each entity through the steps; nothing a step does reaches another entity."""
-        run = _Run(attempts={item.key: item.attempts for item in waiting})
+        run = _Run(attempts={item.key: item.attempts for item in waiting}, loaded=loaded, clock=self._clock)
         entities: list[Entity[Any]] = []
         for item in waiting:
             rows = loaded[item.key]
@@ -126,6 +131,19 @@ class Pipeline:
         run.outcome.documents += map(_document, entities, values)
         return run.outcome
 
+    def drop(self, table: Table[Any], fold: Fold) -> None:
+        """Forget what is kept of the changed rows of a looked-up table."""
+        for enricher in self.enrichers.values():
+            if enricher.step.lookup is table:
+                if fold.emptied_at is not None:
+                    enricher.drop_all()
+                enricher.drop(fold.touched)
+
+    def drop_all(self) -> None:
+        """Forget every kept answer."""
+        for enricher in self.enrichers.values():
+            enricher.drop_all()
+
     async def _filter(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
         kept, kept_values = [], []
         before = len(run.outcome.setbacks)
@@ -146,20 +164,27 @@ class Pipeline:
 
     async def _enrich(self, step: EnrichStep, entities: list[Entity[Any]], run: "_Run") -> list[Entity[Any]]:
         before = len(run.outcome.setbacks)
+        left = [document.key for document in run.outcome.documents]
         suspects = frozenset(key for key, attempts in run.attempts.items() if attempts)
-        answer = await enrich(step, entities, suspects=suspects, clients=self._clients)
+        reused: dict[Key, Any] = {}
+        to_ask = entities
+        if step.when is not None:
+            reused, to_ask = reusable(step.when, entities, run.kept(step.into))
+        answer = await self.enrichers[step.into].enrich(to_ask, suspects=suspects)
+        if step.when is not None:
+            run.outcome.kept.append((step.into, dict.fromkeys(left) | _kept(step, to_ask, answer)))
         for key, fault in answer.faults.items():
             run.set_back(key, fault, step.retry)
         if step.lookup is not None:
             # Those that failed are remembered too: a change of what they looked up may be the mend.
             none: frozenset[Key] = frozenset()
-            nothing = {document.key: none for document in run.outcome.documents}
-            run.outcome.used.append((step.into, nothing | answer.used))
+            run.outcome.used.append((step.into, dict.fromkeys(left, none) | answer.used))
         run.outcome.enriched += answer.id_count
+        found = reused | answer.values
         done = [
-            replace(entity, enriched={**entity.enriched, step.into: answer.values[entity.key]})
+            replace(entity, enriched={**entity.enriched, step.into: found[entity.key]})
             for entity in entities
-            if entity.key in answer.values
+            if entity.key in found
         ]
         self._count(step, taken=len(entities), out=len(done), setbacks=run.outcome.setbacks[before:])
         return done
@@ -245,22 +270,46 @@ class Pipeline:
 @dataclass(slots=True, kw_only=True)
 class _Run:
     attempts: Mapping[Key, int]
+    loaded: Mapping[Key, Loaded]
+    clock: Clock
     outcome: Outcome = field(default_factory=Outcome)
 
+    def kept(self, into: str) -> dict[Key, Kept]:
+        """The earlier answers of an enrichment."""
+        return {key: rows.kept[into] for key, rows in self.loaded.items() if into in rows.kept}
+
     def set_back(self, key: Key, fault: StepFault, retry: Backoff | None = None) -> None:
-        attempts = self.attempts[key] + 1
-        next_try = next_try_after(fault, attempts=attempts, retry=retry or Backoff())
+        attempts = self.attempts[key] + fault.was_tried
+        next_try = next_try_after(fault, attempts=attempts, retry=retry or Backoff(), now=self.clock.time())
         self.outcome.setbacks.append(
             Setback(key=key, step=fault.step, error=fault.error, attempts=attempts, next_try=next_try)
         )
 
 
-def next_try_after(fault: StepFault, *, attempts: int, retry: Backoff) -> float | None:
-    """When to try again after failed try `attempts`, in seconds since 1970; `None` for never."""
-    if not fault.may_pass or (retry.attempts is not None and attempts >= retry.attempts):
+def next_try_after(fault: StepFault, *, attempts: int, retry: Backoff, now: float | None = None) -> float | None:
+    """When to try again after failed try `attempts`, in seconds since 1970; `None` for never.
+
+    What was not tried at all is tried again whatever the attempts.
+    """
+    is_spent = retry.attempts is not None and attempts >= retry.attempts and fault.was_tried
+    if not fault.may_pass or is_spent:
         return None
-    delay_s = retry.delay_s(attempts)
-    return time.time() + (delay_s if fault.after_s is None else max(fault.after_s, delay_s))
+    delay_s = retry.delay_s(max(attempts, 1))
+    return (SYSTEM.time() if now is None else now) + (delay_s if fault.after_s is None else max(fault.after_s, delay_s))
+
+
+def _kept(step: EnrichStep, asked: Sequence[Entity[Any]], answer: Enriched) -> dict[Key, Kept | None]:
+    """The answers to keep. One that cannot be kept as it is becomes a fault of its entity."""
+    kept: dict[Key, Kept | None] = {}
+    for entity in asked:
+        if step.when is None or entity.key not in answer.values:
+            continue
+        kept[entity.key] = Kept.of(step.when.basis(entity), answer.values[entity.key])
+        if kept[entity.key] is None:
+            del answer.values[entity.key]
+            text = f"returned what JSON cannot hold, so when=changed(…) cannot keep it ({step.place})"
+            answer.faults[entity.key] = StepFault(step=step.name, error=text, may_pass=False)
+    return kept
 
 
 def _gone(item: Waiting | Entity[Any]) -> Document:

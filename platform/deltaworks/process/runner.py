@@ -277,9 +277,12 @@ class Runner:
     def reprocess(self, keys: Sequence[Key] | None = None) -> int:
         """Let entities be processed again though nothing changed, all of them or those of `keys`; how many.
 
-        For a changed step: the next `drain` or `follow` makes their documents anew.
+        For a changed step or service: the next `drain` or `follow` makes their documents anew. Answers in caches and
+        those kept by `when=changed(…)` are forgotten.
         """
         with self._state.settling():
+            self._state.answers.forget(keys)
+            self._pipeline.drop_all()
             return self._state.retry(among=list(Standing), keys=keys)
 
     # One cycle
@@ -328,6 +331,8 @@ class Runner:
                         self._fold_batch(folds.setdefault(table, Fold()), table, batch)
             touched = Fold()
             for table, fold in folds.items():
+                if table in self._app.lookups:
+                    self._pipeline.drop(table, fold)
                 # What an entity used is stored as of its last run, which was before this fold, so no user is missed.
                 found = self._state.users(table, fold) if table in self._app.lookups else self._state.apply(table, fold)
                 for key, at in found.items():
@@ -371,6 +376,8 @@ class Runner:
             self._state.save_reached(self._reached)
             for into, used in outcome.used:
                 self._state.save_used(into, used)
+            for into, kept in outcome.kept:
+                self._state.answers.save(into, kept)
             self._leaving.settle(leave)
             self._state.settle(leave.settled, outcome.setbacks)
         faults.reach("process.after_checkpoint")

@@ -8,6 +8,7 @@
 | `turn`        | changes of watched columns that a step has not been told of yet                   |
 | `sent`        | the hash of the document that left last, where an app asks for it                 |
 | `window`      | windows with their versions; `member` has who counts in which                     |
+| `answer`      | what an enrichment with `when=changed(…)` found for an entity                     |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
 
 A cycle of the runner is two transactions:
@@ -30,7 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from deltaworks.position import START, Lsn, Version
+from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
+from deltaworks.process.answers import Answers
 from deltaworks.process.app import App
+from deltaworks.process.changed import Kept
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
@@ -90,6 +94,7 @@ class Loaded:
 
     after: Any
     related: Mapping[str, Sequence[Any]] = field(repr=False)
+    kept: Mapping[str, Kept] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +130,7 @@ class State:
         self.turns = Turns(connection, app, self.rows)
         self.sent = Sent(connection)
         self.windows = None if app.windowing is None else Windows(connection, app.windowing)
+        self.answers = Answers(connection, [step.into for step in app.enrichments if step.when is not None])
 
     @classmethod
     def open(cls, file: Path, app: App) -> Self:
@@ -191,21 +197,28 @@ class State:
         return touched
 
     def users(self, table: Table[Any], fold: Fold) -> dict[Key, At]:
-        """The entities that used the touched ids of a looked-up table, each at the newest change."""
+        """The entities that used the touched ids of a looked-up table, each at the newest change; inside `folding`.
+
+        What is kept of those ids' answers is forgotten.
+        """
         touched = Fold()
         for step in self._app.enrichments:
             if step.lookup is not table:
                 continue
+            users = Fold()
             if fold.emptied_at is not None:
                 found = self._connection.execute("select distinct entity from used where enrichment = ?", (step.into,))
                 for (entity,) in found:
-                    touched.touch(entity, fold.emptied_at)
+                    users.touch(entity, fold.emptied_at)
             found = self._connection.execute(
                 "select u.id, u.entity from json_each(?) k cross join used u on u.enrichment = ? and u.id = k.value",
                 (json.dumps(list(fold.touched)), step.into),
             )
             for id_, entity in found:
-                touched.touch(entity, fold.touched[id_])
+                users.touch(entity, fold.touched[id_])
+            self.answers.forget(users.touched, into=step.into)
+            for entity, at in users.touched.items():
+                touched.touch(entity, at)
         return touched.touched
 
     def mark(self, touched: Mapping[Key, At]) -> None:
@@ -262,8 +275,14 @@ class State:
         """These entities with all their related rows, in the order of the rows' keys."""
         after = {key: rows[0] for key, rows in self.rows.of_entities(self._app.entity, keys).items()}
         related = {table.name.short: self.rows.of_entities(table, keys) for table in self._app.related}
+        kept = self.answers.load(keys)
+        nothing: dict[str, Kept] = {}
         return {
-            key: Loaded(after=after.get(key), related={name: rows.get(key, []) for name, rows in related.items()})
+            key: Loaded(
+                after=after.get(key),
+                related={name: rows.get(key, []) for name, rows in related.items()},
+                kept=kept.get(key, nothing),
+            )
             for key in keys
         }
 
@@ -362,6 +381,7 @@ class State:
             row = self._connection.execute("select fingerprint from made_for").fetchone()
             fingerprint = _fingerprint(self._app)
             if row is not None and row[0] == fingerprint:
+                self._connection.execute(ANSWER_TABLE)
                 return
             tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
             for (name,) in tables:
@@ -392,6 +412,7 @@ _STATEMENTS = (
     TURN_TABLE,
     SENT_TABLE,
     *WINDOW_TABLES,
+    ANSWER_TABLE,
 )
 
 

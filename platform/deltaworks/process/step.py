@@ -24,7 +24,8 @@ class StepFault:
     """Why a step failed.
 
     `may_pass`: the same call may work later. `after_s`: not before that, by the service's own word.
-    `is_down`: no id of the call is to blame. `error` names types and places, never row data.
+    `is_down`: no id of the call is to blame. `was_tried` is false where no call was made, so it counts as no
+    attempt. `error` names types and places, never row data.
     """
 
     step: str
@@ -32,6 +33,7 @@ class StepFault:
     may_pass: bool
     is_down: bool = False
     after_s: float | None = None
+    was_tried: bool = True
 
 
 async def call(step: Step, argument: Any, clients: Mapping[str, Any], *, timeout_s: float | None = None) -> Any:
