@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import httpx
 
-from deltaworks.process.app import App, Backoff, Source
+from deltaworks.process.app import App, Backoff, Breaker, Source, Ttl
 from deltaworks.process.entity import Entity
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search import Display, Fact, SearchIndex
@@ -154,6 +154,8 @@ def is_public(movie: Entity[Movie]) -> bool:
     concurrency=4,
     timeout_s=5.0,
     retry=Backoff(first_s=0.2, max_s=10.0),
+    breaker=Breaker(failures=20, open_s=5.0),
+    cache=Ttl(3600, max_items=200_000),
     lookup=studio.table("person", key="person_id"),
 )
 async def people(person_ids: list[int], talent: httpx.AsyncClient) -> dict[int, Person]:
