@@ -11,7 +11,6 @@ from rich.console import Console
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
 from resources import environment
-from resources.dbt import prepared_project
 from studio.database import DEFAULT_PORT
 
 DAGSTER_PORT = 3000
@@ -53,6 +52,9 @@ def refuse_taken(wanted: Mapping[str, int]) -> None:
 
 def prepare_dagster() -> None:
     """Parse the dbt project, and create Dagster's storage, before several processes would do both at once."""
+    # An import of seconds, which what cannot start should not wait for, and the database's start can hide.
+    from resources.dbt import prepared_project  # noqa: PLC0415
+
     prepared_project()
     with dg.DagsterInstance.from_config(str(environment.ROOT)) as instance:
         instance.get_runs_count()

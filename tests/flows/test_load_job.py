@@ -14,7 +14,6 @@ from studio.updates import apply_updates
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.timeout(300),
     pytest.mark.slow,
     # dagster-dbt itself still calls what Dagster has deprecated.
     pytest.mark.filterwarnings("ignore:AssetExecutionContext.op is deprecated:DeprecationWarning"),
@@ -23,7 +22,8 @@ pytestmark = [
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test(temp_dir=str(tmp_path)) as made:
+    # In memory: a run stores hundreds of events, each a transaction of its own.
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as made:
         yield made
 
 
@@ -60,47 +60,8 @@ def released_title(studio: Studio, movie_id: int) -> str:
     return str(row[0])
 
 
-def test_the_job_releases_what_the_source_has_and_the_sensor_asks_for_no_more(
-    studio: Studio, definitions: dg.Definitions, instance: dg.DagsterInstance
-) -> None:
-    studio.start_talent()
-    first = evaluate_sensor(definitions, instance, None)
-    assert len(first.run_requests) == 1
-
-    result = run_job(definitions, instance)
-    assert result.success
-    evaluations = result.get_asset_check_evaluations()
-    assert evaluations
-    assert all(evaluation.passed for evaluation in evaluations)
-    release = operate.released(studio.config)
-    assert release is not None
-    assert release.evidence["run_id"] == result.run_id
-    assert len(release.evidence["checks"]) == len(evaluations)
-    assert {"film", "director_career", "movies"} <= set(release.views)
-
-    skipped = evaluate_sensor(definitions, instance, first.cursor)
-    assert not skipped.run_requests
-    assert "at the end of the log" in skipped.skip_message
-
-    apply_updates(studio.database.dsn, rate=2_000, seconds=0.1, seed=5)
-    # A sensor that remembers nothing: loads keep their distance, which test_log_ahead.py shows.
-    again = evaluate_sensor(definitions, instance, None)
-    assert len(again.run_requests) == 1
-    waiting = evaluate_sensor(definitions, instance, again.cursor)
-    assert "already asked" in waiting.skip_message
-
-    assert run_job(definitions, instance).success
-    newer = operate.released(studio.config)
-    assert newer is not None
-    assert newer.version > release.version
-    assert operate.verify(studio.config, "studio").is_equal
-
-
-def test_columns_are_traced_from_the_released_model_to_the_source(
-    studio: Studio, definitions: dg.Definitions, instance: dg.DagsterInstance
-) -> None:
-    studio.start_talent()
-    assert run_job(definitions, instance).success
+def check_columns_are_traced_to_the_source(instance: dg.DagsterInstance) -> None:
+    """From the released model back, by the metadata that the run left."""
 
     def upstream(asset: dg.AssetKey, column: str) -> set[tuple[dg.AssetKey, str]]:
         event = instance.get_latest_materialization_event(asset)
@@ -121,6 +82,43 @@ def test_columns_are_traced_from_the_released_model_to_the_source(
     assert (key(["captured", "studio", "person"]), "name") in upstream(
         key(["enriched", "movie_search", "movies"]), "directors"
     )
+
+
+def test_the_job_releases_what_the_source_has_and_the_sensor_asks_for_no_more(
+    studio: Studio, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    studio.start_talent()
+    first = evaluate_sensor(definitions, instance, None)
+    assert len(first.run_requests) == 1
+
+    result = run_job(definitions, instance)
+    assert result.success
+    evaluations = result.get_asset_check_evaluations()
+    assert evaluations
+    assert all(evaluation.passed for evaluation in evaluations)
+    release = operate.released(studio.config)
+    assert release is not None
+    assert release.evidence["run_id"] == result.run_id
+    assert len(release.evidence["checks"]) == len(evaluations)
+    assert {"film", "director_career", "movies"} <= set(release.views)
+    check_columns_are_traced_to_the_source(instance)
+
+    skipped = evaluate_sensor(definitions, instance, first.cursor)
+    assert not skipped.run_requests
+    assert "at the end of the log" in skipped.skip_message
+
+    apply_updates(studio.database.dsn, rate=2_000, seconds=0.1, seed=5)
+    # A sensor that remembers nothing: loads keep their distance, which test_log_ahead.py shows.
+    again = evaluate_sensor(definitions, instance, None)
+    assert len(again.run_requests) == 1
+    waiting = evaluate_sensor(definitions, instance, again.cursor)
+    assert "already asked" in waiting.skip_message
+
+    assert run_job(definitions, instance).success
+    newer = operate.released(studio.config)
+    assert newer is not None
+    assert newer.version > release.version
+    assert operate.verify(studio.config, "studio").is_equal
 
 
 def test_an_expectation_that_fails_keeps_the_previous_release_and_the_run_says_why(
