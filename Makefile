@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests own their servers, ports and folders, so two run at a time.
-SIDE_BY_SIDE := -n 2 --dist worksteal
+# Tests own their servers, ports and folders, and often wait for them, so three share two cores.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 ON_POSTGRESQL_15 := tests/capture tests/conformance tests/log/test_recorder.py
 export DAGSTER_HOME := $(CURDIR)
 
