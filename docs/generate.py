@@ -14,7 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import typer.main
 from pydantic import BaseModel
@@ -33,17 +33,25 @@ NOTE = "<!-- Written by docs/generate.py; change the code and run `make docs`. -
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    group = typer.main.get_command(app)
     parts = ["# The command line\n\n`deltaworks COMMAND --help` says the same.\n"]
-    for name, command in sorted(group.commands.items()):  # type: ignore[attr-defined]
-        parts.append(f"\n## `deltaworks {name}`\n\n{inspect.cleandoc(command.help or '')}\n")
+    for words, command in _commands(typer.main.get_command(app), "deltaworks"):
+        parts.append(f"\n## `{words}`\n\n{inspect.cleandoc(command.help or '')}\n")
         arguments = " ".join(p.name.upper() for p in command.params if p.param_type_name == "argument")
-        parts.append(f"\n    deltaworks {name} {arguments}".rstrip() + "\n")
+        parts.append(f"\n    {words} {arguments}".rstrip() + "\n")
         options = [p for p in command.params if p.param_type_name == "option"]
         if options:
             parts.append("\n| option | meaning | default |\n|---|---|---|\n")
             parts += [f"| `{', '.join(p.opts)}` | {p.help or ''} | `{p.default}` |\n" for p in options]
     return "".join(parts)
+
+
+def _commands(group: Any, words: str) -> Iterator[tuple[str, Any]]:  # Any: what Typer builds declares no types
+    """Every command by its words, those of groups as well."""
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{words} {name}")
+        else:
+            yield f"{words} {name}", command
 
 
 def config_page() -> str:

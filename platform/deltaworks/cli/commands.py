@@ -1,24 +1,31 @@
 """The `deltaworks` command: every service and every job, one word each."""
 
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
-from rich.console import Console, Group
-from rich.filesize import decimal
+from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from deltaworks import config as configuration
+from deltaworks.cli.console import (
+    DEFAULT_CONFIG,
+    AppName,
+    Bars,
+    ConfigFile,
+    SourceName,
+    UntilNow,
+    byte_text,
+    err,
+    load_config,
+    out,
+    second_text,
+    stop_on_signal,
+)
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
@@ -33,17 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
-
-ConfigFile = Annotated[
-    Path,
-    typer.Option("--config", envvar="DELTAWORKS_CONFIG", help="The configuration file.", show_default=True),
-]
-SourceName = Annotated[str, typer.Argument(help="A source of the configuration.")]
-AppName = Annotated[str, typer.Argument(help="An app of the configuration.")]
-UntilNow = Annotated[bool, typer.Option("--until-now", help="Stop when everything up to now is done.")]
-DEFAULT_CONFIG = Path("deltaworks.yaml")
 WATCH_EVERY_S = 2.0
 
 
@@ -78,9 +74,9 @@ def check(
     from deltaworks.capture.source import Severity
 
     if sql:
-        out.print(operate.least_role(_load(config), source), markup=False, highlight=False, soft_wrap=True)
+        out.print(operate.least_role(load_config(config), source), markup=False, highlight=False, soft_wrap=True)
         return
-    findings = operate.check(_load(config), source)
+    findings = operate.check(load_config(config), source)
     for finding in findings:
         sign = "•" if finding.severity is Severity.ERROR else "• warning:"
         out.print(f"{sign} {finding.what}\n    {finding.mend}", markup=False, highlight=False, soft_wrap=True)
@@ -102,12 +98,12 @@ def capture(
     """Keep the change log of SOURCE in step with its database, until stopped."""
     from deltaworks import operate
 
-    settings = _load(config)
+    settings = load_config(config)
     if until_now:
-        with _bars() as bars:
+        with Bars() as bars:
             out.print(operate.capture(settings, source, on_progress=bars).summary, highlight=False)
         return
-    stop = _stop_on_signal()
+    stop = stop_on_signal()
     with operate.metrics_server(settings, source, port=metrics):
         operate.follow_capture(settings, source, stop=stop)
 
@@ -145,7 +141,7 @@ def dump(
     from deltaworks import operate
     from deltaworks.log.dump_requests import Wanted
 
-    settings = _load(config)
+    settings = load_config(config)
     for dump_id, wanted in ((pause, Wanted.PAUSE), (resume, Wanted.RUN), (cancel, Wanted.CANCEL)):
         if dump_id is not None:
             operate.want(settings, source, dump_id, wanted)
@@ -160,7 +156,7 @@ def dump(
     if no_wait:
         out.print(operate.ask(settings, source, named, keys=asked, where=where), highlight=False)
         return
-    with _bars() as bars:
+    with Bars() as bars:
         dumped = operate.dump(
             settings,
             source,
@@ -184,12 +180,12 @@ def process(app_name: AppName, until_now: UntilNow = False, config: ConfigFile =
     """Run the app APP_NAME over its source's log, until stopped."""
     from deltaworks import operate
 
-    settings = _load(config)
+    settings = load_config(config)
     if until_now:
-        with _bars() as bars:
+        with Bars() as bars:
             out.print(operate.process(settings, app_name, on_progress=bars).summary, highlight=False)
         return
-    operate.follow_process(settings, app_name, stop=_stop_on_signal())
+    operate.follow_process(settings, app_name, stop=stop_on_signal())
 
 
 @app.command()
@@ -197,7 +193,7 @@ def load(log: Annotated[str, typer.Argument(help="A source or an app.")], config
     """Bring the lake to the end of a log, all tables in one commit."""
     from deltaworks import operate
 
-    out.print(operate.load(_load(config), log).summary, highlight=False)
+    out.print(operate.load(load_config(config), log).summary, highlight=False)
 
 
 @app.command()
@@ -213,9 +209,9 @@ def verify(
     from deltaworks import operate
 
     if is_log:
-        _verify_log(_load(config), source)
+        _verify_log(load_config(config), source)
         return
-    verification = operate.verify(_load(config), source)
+    verification = operate.verify(load_config(config), source)
     table = Table("table", "source rows", "lake rows", "differing", title=f"{source} at {verification.position}")
     for verdict in verification.tables:
         table.add_row(verdict.table, f"{verdict.source_rows:,}", f"{verdict.lake_rows:,}", f"{verdict.differing:,}")
@@ -230,7 +226,7 @@ def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Serve the search page and the JSON API, until stopped."""
     from deltaworks.serve import http
 
-    http.run(_load(config))
+    http.run(load_config(config))
 
 
 @app.command()
@@ -243,7 +239,7 @@ def status(
     """Show every source with its tables, dumps and slot, and how far every log, app and lake has got."""
     from deltaworks import operate
 
-    settings = _load(config)
+    settings = load_config(config)
     if is_json:
         captured = {each.source: each.to_json() for each in operate.capture_statuses(settings)}
         out.print_json(data={"sources": captured, "places": [asdict(row) for row in operate.status(settings)]})
@@ -251,14 +247,10 @@ def status(
     if not watch:
         out.print(_status_page(settings))
         return
-    stop = _stop_on_signal()
+    stop = stop_on_signal()
     with Live(_status_page(settings), console=out, auto_refresh=False) as live:
         while not stop.wait(WATCH_EVERY_S):
             live.update(_status_page(settings), refresh=True)
-
-
-def _load(path: Path) -> Config:
-    return configuration.load(path, environment=os.environ)
 
 
 def _print_dumps(dumps: Sequence["DumpStatus"]) -> None:
@@ -276,7 +268,7 @@ def _print_dumps(dumps: Sequence["DumpStatus"]) -> None:
 def _verify_log(config: Config, log: str) -> None:
     from deltaworks import operate
 
-    with _bars() as bars:
+    with Bars() as bars:
         report = operate.verify_log(config, log, on_progress=bars)
     for fault in report.faults:
         out.print(f"• {fault}", markup=False, highlight=False, soft_wrap=True)
@@ -312,14 +304,14 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     if status.unreachable is not None:
         lines.add_row("source", Text(f"does not answer: {status.unreachable}", style="red"))
         return lines
-    lines.add_row("lag", f"{_seconds(status.lag_s)}, {_bytes(status.lag_bytes)} up to {status.source_position}")
+    lines.add_row("lag", f"{second_text(status.lag_s)}, {byte_text(status.lag_bytes)} up to {status.source_position}")
     slot = status.slot
     if slot is None:
         lines.add_row("slot", "none yet")
         return lines
-    room = "no limit" if slot.safe_bytes is None else f"{_bytes(slot.safe_bytes)} to spare"
+    room = "no limit" if slot.safe_bytes is None else f"{byte_text(slot.safe_bytes)} to spare"
     state = f"{'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}"
-    lines.add_row("slot", f"{slot.name}: {state}, {_bytes(slot.kept_bytes)} kept, {room}")
+    lines.add_row("slot", f"{slot.name}: {state}, {byte_text(slot.kept_bytes)} kept, {room}")
     return lines
 
 
@@ -340,53 +332,5 @@ def _dump_text(dump: "TableDumpStatus | None") -> str:
     if dump is None:
         return ""
     of_all = f" of about {dump.estimated_rows:,}" if dump.estimated_rows and dump.state != "done" else ""
-    left = f", {_seconds(dump.eta_s)} left" if dump.eta_s else ""
+    left = f", {second_text(dump.eta_s)} left" if dump.eta_s else ""
     return f"{dump.state}, {dump.rows:,} rows{of_all}{left}"
-
-
-def _bytes(count: int | None) -> str:
-    """A number of bytes for people."""
-    return "unknown" if count is None else decimal(count)
-
-
-def _seconds(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds:,.1f} s"
-
-
-def _stop_on_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set, so that a service ends between two groups."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
-class _bars:  # noqa: N801  # used as a context manager and callback, reads as a verb
-    """Progress bars on a terminal, one per thing that is worked on; quiet elsewhere."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=err,
-            disable=not err.is_terminal,
-        )
-        self._tasks: dict[str, int] = {}
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        self._progress.start()
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _advance(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=max(total, done))  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    main()
