@@ -12,6 +12,7 @@ from assets.enriched import enriched_tables
 from assets.modeled import modeled_tables
 from assets.readiness import readiness_check
 from assets.released import released_views
+from assets.reprocessed import reprocessed_documents
 from assets.stored import stored_tables
 from resources import environment
 from resources.dbt import dbt
@@ -46,6 +47,7 @@ def build(config_path: Path) -> dg.Definitions:
             *(dumped_tables(source, settings) for source, settings in sources),
             *(stored_tables(source, settings) for source, settings in sources),
             *enriched,
+            *(reprocessed_documents(app, config) for app in config.apps),
             modeled,
             released_views(after=[*modeled.keys, *(key for assets in enriched for key in assets.keys)], config=config),
         ],

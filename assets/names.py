@@ -28,6 +28,11 @@ def enriched(app: str, table: str) -> dg.AssetKey:
     return dg.AssetKey(["enriched", app, table])
 
 
+def reprocessed(app: str) -> dg.AssetKey:
+    """An app's documents, made anew on demand; a partition is a part of its keys."""
+    return dg.AssetKey(["reprocessed", app])
+
+
 def modeled(model: str) -> dg.AssetKey:
     """A dbt model."""
     return dg.AssetKey(["modeled", model])

@@ -176,11 +176,37 @@ def dump(
 
 
 @app.command()
-def process(app_name: AppName, until_now: UntilNow = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Run the app APP_NAME over its source's log, until stopped."""
+def process(
+    app_name: AppName,
+    until_now: UntilNow = False,
+    *,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--keys", help="Make the documents of these keys anew: 5,77 or @FILE with one key on each line."),
+    ] = None,
+    is_all: Annotated[bool, typer.Option("--reprocess", help="Make every document anew, then stop.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Run the app APP_NAME over its source's log, until stopped.
+
+    With --keys or --reprocess it makes documents anew though nothing changed, for a changed step or service, and
+    stops. A running service does that beside its stream; without one this command does.
+    """
     from deltaworks import operate
 
     settings = load_config(config)
+    if keys or is_all:
+        with Bars() as bars:
+            answered = operate.reprocess(
+                settings,
+                app_name,
+                keys=operate.parse_asked(keys) if keys else None,
+                on_progress=lambda done, total: bars(f"{app_name}: documents", done, total),
+            )
+        out.print(answered.summary, highlight=False)
+        if answered.outcome.missing or answered.outcome.set_back:
+            raise typer.Exit(1)
+        return
     if until_now:
         with Bars() as bars:
             out.print(operate.process(settings, app_name, on_progress=bars).summary, highlight=False)

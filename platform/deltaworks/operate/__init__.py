@@ -5,6 +5,7 @@
 | `check`    | everything that keeps a source from being captured is listed               |
 | `capture`  | everything committed before the call is in the change log                  |
 | `process`  | the app has seen the log as of the call; its documents are in its sinks    |
+| `reprocess` | the app made documents of some keys anew, though nothing changed            |
 | `dump`     | existing rows were read and are in the log: of tables, of keys, of a condition |
 | `load`     | the lake holds a log's state at its end, in one commit                     |
 | `verify_log` | the log was checked against what its reader saw                          |
@@ -50,6 +51,14 @@ if TYPE_CHECKING:
         process,
         tables_read_by,
     )
+    from deltaworks.operate.asking import (
+        Answered,
+        NotAnsweredError,
+        RequestRefusedError,
+        parse_asked,
+        reprocess,
+        retry,
+    )
     from deltaworks.operate.lake import (
         LakeMovedError,
         Loaded,
@@ -66,6 +75,7 @@ if TYPE_CHECKING:
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
 
 __all__ = [
+    "Answered",
     "Behind",
     "Captured",
     "DumpFailedError",
@@ -78,8 +88,10 @@ __all__ = [
     "LoadedTable",
     "MetricsPortInUseError",
     "Model",
+    "NotAnsweredError",
     "OnDumpProgress",
     "Processed",
+    "RequestRefusedError",
     "ServiceSlowError",
     "StatusRow",
     "TableProgress",
@@ -103,10 +115,13 @@ __all__ = [
     "load",
     "metrics_server",
     "open_lake",
+    "parse_asked",
     "parse_keys",
     "process",
     "release",
     "released",
+    "reprocess",
+    "retry",
     "status",
     "tables_read_by",
     "verify",
@@ -130,6 +145,14 @@ _LATE = {
     ),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
+    "asking": (
+        "Answered",
+        "NotAnsweredError",
+        "RequestRefusedError",
+        "parse_asked",
+        "reprocess",
+        "retry",
+    ),
 }
 """By module, what is imported when it is first asked for: capture, which runs all the time, must not pay with
 its memory for the lake, the steps of apps and the parser of SQL."""

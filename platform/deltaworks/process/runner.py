@@ -39,6 +39,7 @@ from deltaworks.log.local import LocalLogReader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
+from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
@@ -47,6 +48,7 @@ from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
+from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting
 from deltaworks.process.telling import Telling
@@ -90,6 +92,7 @@ class Runner:
         clients: dict[str, Any],
         loop: asyncio.Runner,
         lineage_file: Path,
+        requests: Requests,
         resources: ExitStack,
     ) -> None:
         """Use `open`."""
@@ -111,6 +114,14 @@ class Runner:
         self._tally = Tally()
         self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
         self._leaving = Leaving(app, name=name, state=state)
+        self._answering = Answering(
+            app=name,
+            requests=requests,
+            state=state,
+            forget_answers=self._pipeline.drop_all,
+            make_dirty=self._make_dirty,
+            at_once={Kind.RETRY: self.retry_dead},
+        )
         self._lineage_file = lineage_file
         self._is_observed = False
 
@@ -159,6 +170,7 @@ class Runner:
                 clients=clients,
                 loop=loop,
                 lineage_file=config.app_folder(name) / LINEAGE_FILE,
+                requests=Requests.of(config.app_folder(name)),
                 resources=ExitStack(),
             )
             runner._resources = resources.pop_all()
@@ -281,13 +293,17 @@ class Runner:
         those kept by `when=changed(…)` are forgotten.
         """
         with self._state.settling():
-            self._state.answers.forget(keys)
             self._pipeline.drop_all()
-            return self._state.retry(among=list(Standing), keys=keys)
+            return self._make_dirty(keys)
+
+    def _make_dirty(self, keys: Sequence[Key] | None) -> int:
+        self._state.answers.forget(keys)
+        return self._state.retry(among=list(Standing), keys=keys)
 
     # One cycle
 
     def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
+        is_asked = self._answering.run()
         folded = self._fold(up_to_sequence)
         waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE)
         if waiting:
@@ -300,7 +316,7 @@ class Runner:
             done = self._tally.changes + self._tally.entities
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
-        return bool(folded or waiting or told.tried)
+        return bool(folded or waiting or told.tried or is_asked)
 
     def _fold(self, up_to_sequence: int) -> bool:
         budget = CHANGES_PER_FOLD

@@ -9,6 +9,7 @@
 | `sent`        | the hash of the document that left last, where an app asks for it                 |
 | `window`      | windows with their versions; `member` has who counts in which                     |
 | `answer`      | what an enrichment with `when=changed(…)` found for an entity                     |
+| `asked`       | entities that a request wants processed again, see `asked`                        |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
 
 A cycle of the runner is two transactions:
@@ -35,6 +36,8 @@ from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
 from deltaworks.process.answers import Answers
 from deltaworks.process.app import App
 from deltaworks.process.changed import Kept
+from deltaworks.process.asked import STATEMENTS as ASKED_TABLES
+from deltaworks.process.asked import Asked
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
@@ -131,6 +134,7 @@ class State:
         self.sent = Sent(connection)
         self.windows = None if app.windowing is None else Windows(connection, app.windowing)
         self.answers = Answers(connection, [step.into for step in app.enrichments if step.when is not None])
+        self.asked = Asked(connection)
 
     @classmethod
     def open(cls, file: Path, app: App) -> Self:
@@ -288,6 +292,8 @@ class State:
 
     def settle(self, done: Iterable[Key], setbacks: Iterable[Setback]) -> None:
         """Say where processed keys stand now; inside `settling`, after every sink has flushed."""
+        done, setbacks = list(done), list(setbacks)
+        self.asked.settle(done, [setback.key for setback in setbacks])
         self._connection.executemany(
             "update entity set standing = 0, attempts = 0, next_try = 0, step = null, error = null where _key = ?",
             ((key,) for key in done),
@@ -413,6 +419,7 @@ _STATEMENTS = (
     SENT_TABLE,
     *WINDOW_TABLES,
     ANSWER_TABLE,
+    *ASKED_TABLES,
 )
 
 

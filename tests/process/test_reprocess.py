@@ -1,0 +1,126 @@
+"""Asked on the command line, by Dagster or in code: done by the running service, or here where none runs."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import dagster as dg
+import pytest
+import yaml
+from process.faulty_service import FaultyService
+from process.film_app import FILM, ROLE, film_app
+from process.material import Feed, TableSink, create, wait_until
+from typer.testing import CliRunner
+
+from assets.reprocessed import reprocessed_documents
+from deltaworks import operate
+from deltaworks.cli import app as command_line
+from deltaworks.config import Config, load
+from deltaworks.log.local import LocalLogWriter
+from deltaworks.process.asked import slice_of
+from resources.deltaworks_config import DeltaworksConfig
+
+
+@pytest.fixture
+def path(tmp_path: Path, service: FaultyService, sink: TableSink, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration of the app `films` over a local log with films 1 to 9; each was processed with old names."""
+    module = ModuleType("films_under_test")
+    module.films = film_app(sink)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    path = tmp_path / "deltaworks.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
+                "apps": {
+                    "films": {"module": "films_under_test:films", "source": "studio", "settings": {"url": service.url}}
+                },
+            }
+        )
+    )
+    config = load(path, environment={})
+    service.names = dict.fromkeys(range(1, 10), "old")
+    with LocalLogWriter.open(config.log_folder("studio")) as writer:
+        feed = Feed(writer)
+        for number in service.names:
+            feed.commit(
+                create(FILM, film_id=number, title="Alien", status="released"),
+                create(ROLE, role_id=number, film_id=number, person_id=number),
+            )
+    operate.process(config, "films")
+    service.names = dict.fromkeys(range(1, 10), "new")
+    return path
+
+
+@pytest.fixture
+def config(path: Path) -> Config:
+    return load(path, environment={})
+
+
+@pytest.fixture
+def running(config: Config) -> Iterator[None]:
+    """The process service of the app, for the length of the test."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(operate.follow_process, config, "films", stop=stop)
+        wait_until((config.app_folder("films") / "lock").exists)
+        try:
+            yield
+        finally:
+            stop.set()
+        service.result()
+
+
+def made_anew(sink: TableSink) -> set[int]:
+    return {key for key, body in sink.bodies().items() if body["cast"] == ["new"]}
+
+
+def test_without_a_service_the_caller_does_it(config: Config, sink: TableSink) -> None:
+    answered = operate.reprocess(config, "films", keys=[2, 3])
+
+    assert answered.answered_by == "this run"
+    assert made_anew(sink) == {2, 3}
+
+
+@pytest.mark.usefixtures("running")
+def test_the_running_service_does_it(config: Config, sink: TableSink) -> None:
+    seen: list[tuple[int, int]] = []
+    # The first one may be answered by a run of its own, before the service has the app.
+    for _ in range(2):
+        answered = operate.reprocess(config, "films", on_progress=lambda done, total: seen.append((done, total)))
+
+    assert answered.outcome.count == 9
+    assert answered.answered_by == "the process service"
+    assert made_anew(sink) == set(range(1, 10))
+
+
+def test_the_command_line_takes_keys_and_says_which_are_unknown(path: Path, sink: TableSink) -> None:
+    keys = path.with_name("keys.txt")
+    keys.write_text("5\n99\n")
+    done = CliRunner().invoke(
+        command_line, ["process", "films", "--config", str(path), "--keys", "2,3", "--keys", f"@{keys}"]
+    )
+
+    assert made_anew(sink) == {2, 3, 5}
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize("keys", [[], ["7"]])
+def test_a_dagster_partition_is_a_part_of_the_keys_and_a_run_may_name_keys(
+    keys: list[str], path: Path, config: Config, sink: TableSink
+) -> None:
+    done = dg.materialize(
+        [reprocessed_documents("films", config)],
+        partition_key="03",
+        resources={"deltaworks": DeltaworksConfig(path=str(path))},
+        run_config={"ops": {"reprocessed__films": {"config": {"keys": keys}}}},
+        selection=[dg.AssetKey(["reprocessed", "films"])],
+    )
+
+    wanted = {7} if keys else {key for key in range(1, 10) if slice_of(key, 16) == 3}
+    assert made_anew(sink) == wanted
+    [materialized] = done.get_asset_materialization_events()
+    assert materialized.materialization.metadata["dagster/partition_row_count"].value == len(wanted)
