@@ -18,8 +18,9 @@ logger = structlog.get_logger(__name__)
 class Answering:
     """Sees to the requests of one app.
 
-    `forget_answers` empties caches of what services said; `make_dirty` lets entities be processed again, inside a transaction of the state; `at_once` has the kinds that
-    are done within one call, which says how many entities it concerned.
+    `forget_answers` empties caches of what services said; `make_dirty` lets entities be processed again, inside a
+    transaction of the state; `at_once` has the kinds that are done within one call, which says how many entities it
+    concerned.
     """
 
     def __init__(

@@ -47,8 +47,8 @@ from deltaworks.process.leaving import Leaving
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
-from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.requests import Kind, Requests
+from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting
 from deltaworks.process.telling import Telling

@@ -35,9 +35,9 @@ from deltaworks.position import START, Lsn, Version
 from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
 from deltaworks.process.answers import Answers
 from deltaworks.process.app import App
-from deltaworks.process.changed import Kept
 from deltaworks.process.asked import STATEMENTS as ASKED_TABLES
 from deltaworks.process.asked import Asked
+from deltaworks.process.changed import Kept
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
@@ -48,7 +48,7 @@ from deltaworks.process.turns import Turns
 from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Standing(IntEnum):
