@@ -77,6 +77,22 @@ def test_the_next_change_of_a_refused_entity_and_a_retry_try_it_again(
     assert search.bodies == {7: {"title": "Aliens"}, 8: {"title": "Brazil"}}
 
 
+def test_a_refused_document_may_leave_again_although_it_is_the_same(
+    search: MemorySink, make_config: Callable[..., Config], feed: Feed, log: MemoryLog
+) -> None:
+    films = App("films", key="film_id", sources=[Source("studio").table("film", schema=Film)])
+    films.sink(search)
+    films.dedup()
+    search.refusals[7] = "too long"
+    feed.commit(film(7, "Alien"))
+    with Runner.open(films, config=make_config(), name="films", log=log.reader()) as runner:
+        assert runner.drain().dead == 1
+        del search.refusals[7]
+        runner.retry_dead()
+        assert runner.drain().dead == 0
+    assert search.bodies == {7: {"title": "Alien"}}
+
+
 def test_nothing_is_lost_while_a_sink_is_away(
     runner: Runner, feed: Feed, search: MemorySink, cache: MemorySink
 ) -> None:

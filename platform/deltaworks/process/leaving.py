@@ -1,6 +1,6 @@
 """Between the steps and the sinks: what is held back because it left already, and what becomes a window's document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from deltaworks.process import metrics
@@ -20,6 +20,11 @@ class Leave:
     hashes: Mapping[Key, bytes] = field(default_factory=dict)
     places: Sequence[Place] = ()
     settled: Sequence[Key] = ()
+
+    def forget(self, refused: Collection[Key]) -> None:
+        """Remember nothing of documents that a sink refused, so that the same ones may leave again."""
+        self.hashes = {key: content for key, content in self.hashes.items() if key not in refused}
+        self.settled = [key for key in self.settled if key not in refused]
 
 
 class Leaving:

@@ -43,7 +43,7 @@ from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
-from deltaworks.process.leaving import Leaving
+from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.report import ProcessReport, Tally
@@ -386,8 +386,7 @@ class Runner:
         if leave.outcome.documents:
             # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
             refusals = self._flush(self._checkpoint.position if is_all else self._reached)
-            for name, refused in refusals:
-                outcome.refuse(name, refused, {item.key: item.attempts for item in waiting})
+            self._refuse(refusals, outcome, leave, waiting)
         with self._state.settling():
             self._state.save_reached(self._reached)
             for into, used in outcome.used:
@@ -406,6 +405,23 @@ class Runner:
             if outcome.documents:
                 sink.write(outcome.documents_for(spec.name))
             faults.reach("process.after_write")
+
+    def _refuse(
+        self,
+        refusals: Sequence[tuple[str, Sequence[Refusal]]],
+        outcome: Outcome,
+        leave: Leave,
+        waiting: Sequence[Waiting],
+    ) -> None:
+        attempts = {item.key: item.attempts for item in waiting}
+        for sink, refused in refusals:
+            if self._app.windowing is None:
+                outcome.refuse(sink, refused, attempts)
+                leave.forget({refusal.key for refusal in refused})
+                continue
+            # A window has no entity that could be held: its next change makes its document again.
+            for refusal in refused:
+                logger.error("window is refused", app=self._name, sink=sink, error=refusal.reason)
 
     def _observe_lineage(self) -> None:
         """Try out on a few entities which columns their documents are made of, for whoever asks."""
