@@ -11,7 +11,7 @@ from deltaworks import faults
 # Test folders are no packages, so the fixtures' folder is put on the path once, here.
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["servers.lakes", "servers.object_store", "servers.postgres"]
+pytest_plugins = ["servers.gate", "servers.lakes", "servers.object_store", "servers.postgres", "servers.webhook"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
+from servers.webhook import SECRET
 
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogReader
@@ -20,6 +21,8 @@ from deltaworks.process.document_json import document_json
 from deltaworks.process.sink import Capabilities, Sink, SinkSpec, key_text, open_reader
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search import SearchIndex
+from deltaworks.store.sinks.postgres_table import PostgresTable
+from deltaworks.store.sinks.webhook import Webhook
 from deltaworks.testing.memory_sink import UNFIT, MemorySink
 
 
@@ -137,9 +140,44 @@ def lake_table(request: pytest.FixtureRequest, home: Path) -> House:
     return House(spec=LakeTable("films", schema=Film), config=config, state=state, unfit={"votes": "many"})
 
 
+def postgres_table(request: pytest.FixtureRequest, home: Path) -> House:
+    database = request.getfixturevalue("database")
+    gate = request.getfixturevalue("gate")(database.server.port)
+    dsn = f"host=127.0.0.1 port={gate.port} user={database.server.superuser} password=the-secret dbname={database.name}"
+    config = config_with(home, warehouse={"kind": "postgres", "dsn": dsn})
+    spec = PostgresTable("films", connection="warehouse", schema=Film)
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        unfit={"votes": "secret many"},
+        away=gate.closed,
+    )
+
+
+def webhook(request: pytest.FixtureRequest, home: Path) -> House:
+    receiver = request.getfixturevalue("receiver")
+    gate = request.getfixturevalue("gate")(receiver.port)
+    url = f"http://127.0.0.1:{gate.port}/the-secret-token"
+    config = config_with(home, partner={"kind": "webhook", "url": url, "secret": SECRET})
+    return House(
+        spec=Webhook("films", connection="partner"),
+        config=config,
+        state=receiver.documents,
+        form=as_json,
+        unfit={"votes": "secret many"},
+        away=gate.closed,
+    )
+
+
 Build = Callable[[pytest.FixtureRequest, Path], House]
 
-HERE: Mapping[str, Build] = {"memory": memory, "search index": search_index, "lake table": lake_table}
+HERE: Mapping[str, Build] = {
+    "memory": memory,
+    "search index": search_index,
+    "lake table": lake_table,
+    "postgres table": postgres_table,
+}
 """Those that need Python packages only."""
 SERVERS: Mapping[str, Build] = {}
 """Those that need a server from Debian or Maven."""

@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import json
+import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def fault_of(step: Step, error: Exception) -> StepFault:
                 error=f"{request} answered {status}",
                 may_pass=status in _MAY_PASS_STATUS,
                 is_down=status in _IS_DOWN_STATUS,
-                after_s=_retry_after_s(response.headers.get("retry-after")),
+                after_s=retry_after_s(response.headers.get("retry-after")),
             )
         case TimeoutError() | httpx.TimeoutException():
             return StepFault(step=step.name, error=f"no answer in time ({type(error).__name__})", may_pass=True)
@@ -88,12 +89,13 @@ def _place(step: Step, error: Exception) -> str:
     return f"{within[-1].filename}:{within[-1].lineno}" if within else step.place
 
 
-def _retry_after_s(header: str | None) -> float | None:
+def retry_after_s(header: str | None) -> float | None:
     """Seconds or an HTTP date (RFC 9110, section 10.2.3); what cannot be read is as good as absent."""
     if header is None:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
