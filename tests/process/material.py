@@ -1,135 +1,46 @@
-"""Changes by hand, a feed that puts them into a log, and a sink that tells on the runner."""
+"""A sink that tells on the runner, and the kit's changes and feed under the names that the tests use."""
 
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from deltaworks.change import CREATE, DELETE, READ, TRUNCATE, UPDATE, ChangeBatch, change_schema
 from deltaworks.config import Config
-from deltaworks.log.change_log import Group, LogWriter
 from deltaworks.position import Lsn, Version
 from deltaworks.process.report import ProcessReport
 from deltaworks.process.runner import Runner
 from deltaworks.process.sink import Capabilities, Document, Refusal
-from deltaworks.schema import Column, TableName, TableSchema
+from deltaworks.testing.changes import Change, Feed, batches, create, delete, read, table_schema, truncate, update
 
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def table_schema(table: str, key: str, /, **columns: tuple[pa.DataType, str, bool]) -> TableSchema:
-    """A table; each column is (type, source type, nullable)."""
-    return TableSchema(
-        name=TableName.parse(table),
-        key=tuple(key.split(",")),
-        columns=tuple(
-            Column(name=column, type=kind, source_type=source_type, nullable=nullable)
-            for column, (kind, source_type, nullable) in columns.items()
-        ),
-    )
-
+__all__ = [
+    "INT",
+    "NULL_INT",
+    "NULL_TEXT",
+    "TEXT",
+    "Change",
+    "Feed",
+    "StaleWriteError",
+    "TableSink",
+    "batches",
+    "create",
+    "delete",
+    "following",
+    "read",
+    "table_schema",
+    "truncate",
+    "update",
+    "wait_until",
+]
 
 INT, TEXT = (pa.int32(), "integer", False), (pa.string(), "text", False)
 NULL_INT, NULL_TEXT = (pa.int32(), "integer", True), (pa.string(), "text", True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One change; `row` has the columns after it, or the key alone where it is a delete."""
-
-    op: str
-    table: TableSchema
-    row: Mapping[str, Any] = field(default_factory=dict)
-    unchanged: Sequence[str] = ()
-    old_key: Mapping[str, Any] | None = None
-
-
-def create(table: TableSchema, **row: Any) -> Change:
-    return Change(op=CREATE, table=table, row=row)
-
-
-def update(
-    table: TableSchema, *, old_key: Mapping[str, Any] | None = None, unchanged: Sequence[str] = (), **row: Any
-) -> Change:
-    return Change(op=UPDATE, table=table, row=row, unchanged=unchanged, old_key=old_key)
-
-
-def read(table: TableSchema, **row: Any) -> Change:
-    return Change(op=READ, table=table, row=row)
-
-
-def delete(table: TableSchema, **key: Any) -> Change:
-    return Change(op=DELETE, table=table, row=key)
-
-
-def truncate(table: TableSchema) -> Change:
-    return Change(op=TRUNCATE, table=table)
-
-
-def batches(
-    changes: Sequence[Change], *, position: int, committed_at: datetime | None = None
-) -> tuple[ChangeBatch, ...]:
-    """The changes of one transaction, as capture would hand them over."""
-    by_table: dict[str, list[tuple[int, Change]]] = {}
-    for ordinal, change in enumerate(changes):
-        by_table.setdefault(str(change.table.name), []).append((ordinal, change))
-    found = []
-    for listed in by_table.values():
-        table = listed[-1][1].table
-        schema = change_schema(table)
-        rows = [
-            {
-                **{name: change.row.get(name) for name in table.names},
-                "_op": change.op,
-                "_commit": position,
-                "_ordinal": ordinal,
-                "_txid": 0 if change.op == READ else position,
-                "_committed_at": committed_at or MOMENT + timedelta(seconds=position),
-                "_unchanged": list(change.unchanged) or None,
-                "_old_key": change.old_key,
-            }
-            for ordinal, change in listed
-        ]
-        found.append(ChangeBatch(table, pa.RecordBatch.from_pylist(rows, schema=schema)))
-    return tuple(found)
-
-
-class Feed:
-    """Appends one transaction after the other, each as a group of its own."""
-
-    def __init__(self, writer: LogWriter) -> None:
-        self.writer = writer
-
-    def commit(self, *changes: Change, committed_at: datetime | None = None) -> int:
-        """Append a transaction; returns its position."""
-        return self.commit_together(changes, committed_at=committed_at)
-
-    def commit_together(self, *transactions: Sequence[Change], committed_at: datetime | None = None) -> int:
-        """Append several transactions as one group; returns the last position."""
-        end = self.writer.end().position
-        position = end.value
-        found: list[ChangeBatch] = []
-        for changes in transactions:
-            position += 10
-            found += batches(changes, position=position, committed_at=committed_at)
-        self.writer.append(
-            Group(
-                batches=tuple(found),
-                position=Lsn(position),
-                previous_position=end,
-                transaction_count=len(transactions),
-            )
-        )
-        return position
 
 
 class StaleWriteError(Exception):

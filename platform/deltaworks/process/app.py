@@ -19,11 +19,12 @@ Steps may be `def` or `async def`. A `filter` or `transform` should be quick; an
 `def` runs in a thread, so it may block. After its first parameter a step takes clients by name.
 """
 
+import copy
 import inspect
 import random
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -481,6 +482,12 @@ class App:
         if spec.name in names:
             raise AppError(f"app {self.name!r}: two sinks are {type(spec).__name__} {spec.name!r}; rename one")
         self._steps.sinks.append(spec)
+
+    def with_sinks(self, sinks: Sequence[SinkSpec]) -> "App":
+        """The same app writing to these sinks instead of its own, for tests and trials; shares all steps."""
+        other = copy.copy(self)
+        other._steps = replace(self._steps, sinks=list(sinks))
+        return other
 
     # Checking
 
