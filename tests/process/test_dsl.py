@@ -186,7 +186,7 @@ def test_a_document_goes_to_the_sinks_that_a_route_names_and_leaves_the_others(
     feed.commit(film(1), film(2), film(3, status="old"), film(4, status="odd"))
     _, [letter] = drain(app)
     assert (sink.bodies().keys(), archive.bodies().keys()) == ({1, 2}, {1, 2, 3})
-    assert "returned no sink of the app, ['nowhere']" in letter.error
+    assert "returned a name of no sink; known: archive, table" in letter.error
 
     feed.commit(*(update(FILM, film_id=n, title="a", status=status) for n, status in ((1, "old"), (2, "draft"))))
     drain(app)

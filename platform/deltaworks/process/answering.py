@@ -57,6 +57,10 @@ class Answering:
                     self._state.asked.forget_all()
         return bool(requests)
 
+    def needs_rows(self) -> bool:
+        """Whether it is asked for what only the rows of the entities can give."""
+        return any(request.kind is Kind.REPROCESS for request in self._requests.open())
+
     def _see_to(self, request: Request) -> None:
         if request.kind is not Kind.REPROCESS:
             keys = self._state.asked.as_stored(request.keys)

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
+
 from deltaworks.process import metrics
 from deltaworks.process.app import App, Backoff, EnrichStep
 from deltaworks.process.arrow import compute, table_of, table_of_documents
 from deltaworks.process.changed import Kept, reusable
 from deltaworks.process.clock import SYSTEM, Clock
-from deltaworks.process.declared import KEY, MAKING, Step, TableStep
+from deltaworks.process.columns import DocumentBatch
+from deltaworks.process.declared import KEY, MAKING, ProjectStep, Step, TableStep
 from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key
@@ -39,7 +42,7 @@ _Work = tuple[list[Entity[Any]], list[Any]]
 class Outcome:
     """What a batch came to: every entity is in `documents` or in `setbacks`, never in both.
 
-    `routes` has the sinks that a document is for, where a step chose them.
+    `routes` has the sinks that a document is for, where a step chose them; `batch` the documents of a vectorised app.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -49,6 +52,19 @@ class Outcome:
     filtered: int = 0
     enriched: int = 0
     routes: dict[Key, frozenset[str]] = field(default_factory=dict)
+    batch: DocumentBatch | None = None
+
+    @property
+    def made(self) -> int:
+        """How many documents there are."""
+        in_batch = 0 if self.batch is None else self.batch.meta.num_rows
+        return in_batch + sum(document.body is not None for document in self.documents)
+
+    @property
+    def removed(self) -> int:
+        """How many entities are gone or filtered out."""
+        in_batch = 0 if self.batch is None else self.batch.gone.num_rows
+        return in_batch + sum(document.body is None for document in self.documents)
 
     def documents_for(self, sink: str) -> list[Document]:
         """The documents as this sink gets them: one that is for others only is gone here."""
@@ -86,12 +102,12 @@ class Pipeline:
 
     async def run(self, waiting: Sequence[Waiting], loaded: Mapping[Key, Loaded]) -> Outcome:
         """Take each entity through the steps; nothing a step does reaches another entity."""
-        run = _Run(attempts={item.key: item.attempts for item in waiting}, loaded=loaded, clock=self._clock)
+        gone: list[Document] = []
         entities: list[Entity[Any]] = []
         for item in waiting:
             rows = loaded[item.key]
             if rows.after is None:
-                run.outcome.documents.append(_gone(item))
+                gone.append(_gone(item))
             else:
                 entities.append(
                     Entity(
@@ -102,10 +118,14 @@ class Pipeline:
                         related=rows.related,
                     )
                 )
-        return await self.run_entities(entities, run)
+        attempts = {item.key: item.attempts for item in waiting if item.attempts}
+        return await self.run_entities(entities, gone=gone, attempts=attempts)
 
-    async def run_entities(self, entities: list[Entity[Any]], run: "_Run") -> Outcome:
-        """Take entities that are there through the steps."""
+    async def run_entities(
+        self, entities: list[Entity[Any]], *, gone: list[Document], attempts: Mapping[Key, int] | None = None
+    ) -> Outcome:
+        """Take entities that are there through the steps; `gone` are tombstones of those that are not."""
+        run = _Run(attempts=attempts or {}, outcome=Outcome(documents=gone))
         # Before the first step that makes a document, an entity stands for itself.
         values: list[Any] = list(entities)
         is_made = False
@@ -143,6 +163,30 @@ class Pipeline:
         """Forget every kept answer."""
         for enricher in self.enrichers.values():
             enricher.drop_all()
+
+    def run_table(self, rows: pa.Table) -> tuple[Outcome, pa.Table]:
+        """Take a table of entities through the steps of an app that has no others than those over tables.
+
+        The outcome has the setbacks; documents are the rows of the table, and keys in neither are filtered out.
+        """
+        run = _Run(attempts={}, loaded={}, clock=self._clock)
+        for step in self._app.steps:
+            before = rows.num_rows
+            if isinstance(step, ProjectStep):
+                rows = rows.select([KEY, *step.fields.values()]).rename_columns([KEY, *step.fields])
+                setbacks: Sequence[Setback] = ()
+            else:
+                assert isinstance(step, TableStep)  # noqa: S101 - told by the caller
+                computed = compute(step, rows, self._clients)
+                for key, fault in computed.faults.items():
+                    run.set_back(key, fault)
+                rows, setbacks = (
+                    computed.rows,
+                    run.outcome.setbacks[-len(computed.faults) or len(run.outcome.setbacks) :],
+                )
+            filtered = before - rows.num_rows - len(setbacks)
+            self._count(step, taken=before, out=rows.num_rows, filtered=filtered, setbacks=setbacks)
+        return run.outcome, rows
 
     async def _filter(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
         kept, kept_values = [], []
@@ -235,8 +279,8 @@ class Pipeline:
             if answer is _FAILED:
                 continue
             chosen = frozenset([answer] if isinstance(answer, str) else answer or ())
-            if unknown := chosen - self._sinks:
-                text = f"returned no sink of the app, {sorted(map(str, unknown))} ({step.place})"
+            if chosen - self._sinks:
+                text = f"returned a name of no sink; known: {', '.join(sorted(self._sinks))} ({step.place})"
                 run.set_back(entity.key, StepFault(step=step.name, error=text, may_pass=False))
                 continue
             run.outcome.routes[entity.key] = chosen
@@ -279,7 +323,7 @@ class _Run:
         return {key: rows.kept[into] for key, rows in self.loaded.items() if into in rows.kept}
 
     def set_back(self, key: Key, fault: StepFault, retry: Backoff | None = None) -> None:
-        attempts = self.attempts[key] + fault.was_tried
+        attempts = self.attempts.get(key, 0) + fault.was_tried
         next_try = next_try_after(fault, attempts=attempts, retry=retry or Backoff(), now=self.clock.time())
         self.outcome.setbacks.append(
             Setback(key=key, step=fault.step, error=fault.error, attempts=attempts, next_try=next_try)

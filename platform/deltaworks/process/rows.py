@@ -60,6 +60,10 @@ class Rows:
         )
         return {row[0]: row[1:] for row in rows}
 
+    def has_any(self, table: Table[Any]) -> bool:
+        """Whether there is a row of a table."""
+        return self._connection.execute(f"select 1 from {_name(table)} limit 1").fetchone() is not None
+
     def entities(self, table: Table[Any]) -> list[Key]:
         """The entities that have a row in a table."""
         return [entity for (entity,) in self._connection.execute(f"select distinct _entity from {_name(table)}")]

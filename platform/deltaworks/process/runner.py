@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -42,10 +43,12 @@ from deltaworks.process import lineage, metrics
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
+from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
+from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
@@ -124,6 +127,19 @@ class Runner:
         )
         self._lineage_file = lineage_file
         self._is_observed = False
+        self._fold_to = state.plan.fold_to()
+        self._ranges: Ranges | None = None
+        if is_direct(app) and not state.plan.keeps_rows():
+            self._ranges = Ranges(
+                app,
+                log=log,
+                state=state,
+                pipeline=pipeline,
+                sinks=sinks,
+                loop=loop,
+                check=self._check_schemas,
+                flush=self._flush,
+            )
 
     @classmethod
     def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
@@ -292,6 +308,12 @@ class Runner:
         For a changed step or service: the next `drain` or `follow` makes their documents anew. Answers in caches and
         those kept by `when=changed(…)` are forgotten.
         """
+        if self._ranges is not None:
+            # Only rows can be processed again; folding them makes all of them due.
+            self._keep_rows("entities are to be processed again")
+            while self._fold(self._log.end().sequence):
+                pass
+            return self._state.counts()[Standing.DIRTY]
         with self._state.settling():
             self._pipeline.drop_all()
             return self._make_dirty(keys)
@@ -303,8 +325,13 @@ class Runner:
     # One cycle
 
     def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
+        if self._ranges is not None and self._answering.needs_rows():
+            self._keep_rows("entities are to be processed again")
+        folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._fold(up_to_sequence)
+        if self._checkpoint.sequence < self._fold_to:
+            # Documents of what is still to be folded have left, so none may be made of what is there now.
+            return folded
         is_asked = self._answering.run()
-        folded = self._fold(up_to_sequence)
         waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE)
         if waiting:
             self._process(waiting)
@@ -317,6 +344,34 @@ class Runner:
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
         return bool(folded or waiting or told.tried or is_asked)
+
+    def _run_range(self, ranges: Ranges, up_to_sequence: int) -> bool:
+        try:
+            ranged = ranges.run(replace(self._checkpoint, reached=self._reached), up_to_sequence=up_to_sequence)
+        except RowsNeededError as error:
+            self._keep_rows(str(error))
+            return True
+        if ranged is None:
+            return False
+        self._checkpoint = ranged.checkpoint
+        self._tally.changes += ranged.change_count
+        metrics.CHANGES.labels(self._name).inc(ranged.change_count)
+        self._count(ranged.outcome, ranged.entity_count)
+        now = time.time()
+        self._tally.lags.extend(now - at for at in ranged.committed_at)
+        self._tally.log_lags.extend([now - ranged.appended_at] * len(ranged.committed_at))
+        for at in ranged.committed_at:
+            metrics.LAG.labels(self._name).observe(now - at)
+        self._observe_lineage_once()
+        return True
+
+    def _keep_rows(self, reason: str) -> None:
+        """Go over to the plan that keeps every row, from the start of the log."""
+        logger.warning("app keeps rows from now on", app=self._name, reason=reason)
+        self._fold_to = max(self._checkpoint.sequence, self._state.plan.reading_to())
+        self._state.keep_rows(fold_to=self._fold_to)
+        self._ranges = None
+        self._checkpoint = self._state.checkpoint()
 
     def _fold(self, up_to_sequence: int) -> bool:
         budget = CHANGES_PER_FOLD
@@ -397,8 +452,7 @@ class Runner:
             self._state.settle(leave.settled, outcome.setbacks)
         faults.reach("process.after_checkpoint")
         self._count(outcome, len(waiting))
-        if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
-            self._observe_lineage()
+        self._observe_lineage_once()
 
     def _write(self, outcome: Outcome) -> None:
         for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
@@ -422,6 +476,10 @@ class Runner:
             # A window has no entity that could be held: its next change makes its document again.
             for refusal in refused:
                 logger.error("window is refused", app=self._name, sink=sink, error=refusal.reason)
+
+    def _observe_lineage_once(self) -> None:
+        if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
+            self._observe_lineage()
 
     def _observe_lineage(self) -> None:
         """Try out on a few entities which columns their documents are made of, for whoever asks."""
@@ -450,14 +508,13 @@ class Runner:
 
     def _count(self, outcome: Outcome, entity_count: int) -> None:
         tally = self._tally
-        made = sum(document.body is not None for document in outcome.documents)
         tally.entities += entity_count
-        tally.documents += made
-        tally.removed += len(outcome.documents) - made
+        tally.documents += outcome.made
+        tally.removed += outcome.removed
         tally.filtered += outcome.filtered
         tally.enriched += outcome.enriched
         tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
-        metrics.DOCUMENTS.labels(self._name).inc(len(outcome.documents))
+        metrics.DOCUMENTS.labels(self._name).inc(outcome.made + outcome.removed)
         self._measure_lag([document.key for document in outcome.documents])
         # One line for each fault, not for each entity: a service that is down sets back thousands.
         faulty = Counter((item.step, item.error, item.next_try is None) for item in outcome.setbacks)

@@ -171,6 +171,36 @@ def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the stat
     return list(column.to_pylist())
 
 
+def given_values(column: pa.ChunkedArray, declared: Any, texts: Mapping[int, str] | None) -> list[Any]:
+    """A column as steps see it, exactly as if it had been kept in the state; `texts` are what it could not hold."""
+    array = column.combine_chunks()
+    inner = _field("", declared).type
+    decode = _decoder(declared)
+    if decode is None or inner is bool or (inner is float and not pa.types.is_decimal(array.type)):
+        values = list((array.cast(pa.float64()) if inner is float else array).to_pylist())
+        decode = None
+    else:
+        values = plain_values(array, declared)
+    for row, text in (texts or {}).items():
+        values[row] = text
+    decode = decoder(declared) if decode is not None or texts else None
+    return values if decode is None else [None if value is None else decode(value) for value in values]
+
+
+def cast(column: pa.ChunkedArray, declared: Any) -> pa.ChunkedArray:  # Any: any declared type may be asked
+    """A column in the type that values of the declared type are written as; see `arrow_type`."""
+    wanted = arrow_type(declared, where="")
+    if column.type == wanted:
+        return column
+    if pa.types.is_decimal(column.type) and pa.types.is_floating(wanted):
+        # Arrow's own cast makes 6.800000000000001 of 6.8; from a text it reads the nearest float.
+        return column.cast(pa.string()).cast(wanted)
+    try:
+        return column.cast(wanted, safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.chunked_array([pa.array(column.to_pylist(), wanted)])
+
+
 def decoder(declared: Any) -> Decode | None:  # Any: any declared type may be asked
     """What turns the state's value into the declared type; `None` where they are the same."""
     decode = _decoder(declared)

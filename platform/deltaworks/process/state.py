@@ -38,7 +38,10 @@ from deltaworks.process.app import App
 from deltaworks.process.asked import STATEMENTS as ASKED_TABLES
 from deltaworks.process.asked import Asked
 from deltaworks.process.changed import Kept
+from deltaworks.process.direct import is_direct
 from deltaworks.process.fold import At, Fold, Key, moment
+from deltaworks.process.plan import STATEMENT as PLAN_TABLE
+from deltaworks.process.plan import Plan
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
@@ -132,6 +135,7 @@ class State:
         self.rows = Rows(connection, app)
         self.turns = Turns(connection, app, self.rows)
         self.sent = Sent(connection)
+        self.plan = Plan(connection)
         self.windows = None if app.windowing is None else Windows(connection, app.windowing)
         self.answers = Answers(connection, [step.into for step in app.enrichments if step.when is not None])
         self.asked = Asked(connection)
@@ -330,6 +334,20 @@ class State:
             [(name, id_, key) for key, ids in used.items() for id_ in ids - known[key]],
         )
 
+    def keep_rows(self, *, fold_to: int) -> None:
+        """Empty the state of a direct app, so that it folds the log into rows from its start; see `direct`."""
+        reached = self.checkpoint().reached
+        with self.folding():
+            self.rows.clear(self._app.entity)
+            self._connection.execute("delete from entity")
+            self.save_checkpoint(Checkpoint(reached=reached))
+            self.plan.keep_rows(fold_to=fold_to)
+
+    def standing_keys(self) -> dict[Key, Standing]:
+        """Every entity that is not clean, with where it stands."""
+        rows = self._connection.execute("select _key, standing from entity where standing <> 0")
+        return {key: Standing(standing) for key, standing in rows}
+
     def counts(self) -> dict[Standing, int]:
         """How many entities are dirty, held or dead; a clean one needs no one's attention."""
         rows = self._connection.execute("select standing, count(*) from entity where standing <> 0 group by standing")
@@ -417,6 +435,7 @@ _STATEMENTS = (
     "create index used_by_entity on used (enrichment, entity)",
     TURN_TABLE,
     SENT_TABLE,
+    PLAN_TABLE,
     *WINDOW_TABLES,
     ANSWER_TABLE,
     *ASKED_TABLES,
@@ -444,4 +463,4 @@ def _fingerprint(app: App) -> str:
     lookups = [step.into for step in app.enrichments if step.lookup is not None]
     step = app.windowing
     window = None if step is None else repr((step.time, step.size, step.every, step.by, step.lateness, step.aggregates))
-    return json.dumps([_FORMAT, app.key, tables, lookups, window])
+    return json.dumps([_FORMAT, app.key, tables, lookups, window, is_direct(app)])

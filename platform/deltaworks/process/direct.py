@@ -1,0 +1,319 @@
+"""The direct plan: an app whose documents are made of one row each needs no rows in its state.
+
+    groups ──► last change of each key ──► steps ──► sinks, flushed ──► checkpoint
+               columns, no Python per row           at least once, in ranges that a restart repeats as they were
+
+An app has this plan when it reads one table and nothing else that must be remembered: no related or looked-up
+rows, no `on_change`, `window` or `dedup`. What still has a row in the state:
+
+| row                                    | why                                                              |
+|----------------------------------------|------------------------------------------------------------------|
+| of a key that is held or dead          | it is tried again from there                                     |
+| as large as one that a source toasts   | a later change may come without its unchanged columns            |
+
+Three things cannot be told without every row: a truncate, keys that swap places inside a transaction, and
+an unchanged column of a row that is not there. Then the app keeps all rows from then on: it folds the log
+again from its start, before it writes anything more.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deltaworks.change import DELETE, READ, TRUNCATE, ChangeBatch
+from deltaworks.log.change_log import StoredGroup
+from deltaworks.position import Lsn, Version
+from deltaworks.process.app import App
+from deltaworks.process.arrow import table_schema
+from deltaworks.process.columns import DocumentBatch
+from deltaworks.process.declared import KEY, TableStep
+from deltaworks.process.entity import Entity
+from deltaworks.process.fold import At, Fold, Key, Row, fold_rows, moment, old_row_keys, row_keys
+from deltaworks.process.shape import builder, cast, given_values
+from deltaworks.process.sink import Document
+from deltaworks.schema import AS_TEXT, texts_by_column
+
+WIDE_BYTES = 500
+"""PostgreSQL stores values out of line from 2,000 bytes a row on; Arrow's and its sizes differ by less than this."""
+
+StoredRows = Callable[[Sequence[Key]], Mapping[Key, Row]]
+"""The rows of these keys that the state has."""
+
+_META = ("_op", "_commit", "_ordinal", "_committed_at", AS_TEXT.name)
+
+
+class RowsNeededError(Exception):
+    """The changes cannot be understood without the rows before them; the message says why."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Reduced:
+    """A range of the log as the newest state of each key in it; `rows` has no key of `folded`.
+
+    `rows`: `_key`, the meta columns, then the declared columns as the source has them. `folded` are keys whose rows
+    had to be put together one by one. `wide` are keys of rows that the state has to keep.
+    """
+
+    rows: pa.Table
+    folded: Fold
+    wide: frozenset[Key]
+    batches: Sequence[ChangeBatch]
+    change_count: int
+    appended_at: datetime
+
+    def all_keys(self) -> list[Key]:
+        """Every key in the range."""
+        return [*self.rows.column(KEY).to_pylist(), *self.folded.puts]
+
+
+def is_direct(app: App) -> bool:
+    """Whether the app's documents are made of one row each, with nothing to remember between them."""
+    remembers = app.related or app.lookups or app.reactions or app.windowing or app.deduplication
+    return not remembers and all(step.when is None for step in app.enrichments)
+
+
+def is_vectorised(app: App) -> bool:
+    """Whether every step takes tables, so that no row becomes a Python object."""
+    return all(isinstance(step, TableStep) or step.kind == "project" for step in app.steps)
+
+
+class Reducer:
+    """Makes ranges of changes into newest states; pure, but for what the app declares."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._table = app.entity
+        self._names = [item.name for item in app.entity.fields]
+        declared = {app.key, *self._names}
+        self._declared = pa.array(sorted(declared), pa.string())
+        self._build = builder(app.entity.schema) if app.entity.schema is not None else None
+
+    def batches(self, groups: Iterable[StoredGroup]) -> list[ChangeBatch]:
+        """The changes of the app's table."""
+        return [batch for group in groups for batch in group.batches if batch.schema.name == self._table.name]
+
+    def reduce(
+        self, groups: Sequence[StoredGroup], batches: Sequence[ChangeBatch], *, stored: StoredRows, apart: set[Key]
+    ) -> Reduced:
+        """The newest state of each key; the keys `apart` are folded one by one, with those that need it.
+
+        Raises:
+            RowsNeededError: only the rows before can tell what the changes mean.
+        """
+        tricky = apart | self._tricky_keys(batches)
+        table, wide_at = self._tables(batches)
+        keys = table.column(KEY).combine_chunks()
+        last = _last_of_each(keys)
+        if tricky:
+            chosen = pa.array(list(tricky), keys.type)
+            is_plain = pc.invert(pc.is_in(keys, chosen)).to_numpy(zero_copy_only=False)
+            last = last[is_plain[last]]
+        rows = table if len(last) == table.num_rows else table.take(pa.array(last))
+        wide = frozenset(keys.take(pa.array(last[wide_at[last]])).to_pylist()) if wide_at.any() else frozenset()
+        folded = self.fold(batches, tricky, stored=stored)
+        is_wide_folded = bool(tricky) and bool(wide_at.any())
+        return Reduced(
+            rows=rows,
+            folded=folded,
+            wide=wide | (frozenset(folded.puts) if is_wide_folded else frozenset()),
+            batches=batches,
+            change_count=sum(group.header.next_offset - group.header.offset for group in groups),
+            appended_at=groups[-1].header.appended_at,
+        )
+
+    def fold(self, batches: Sequence[ChangeBatch], keys: Iterable[Key], *, stored: StoredRows) -> Fold:
+        """The changes of these keys folded row by row, as the plan that keeps rows does it.
+
+        Raises:
+            RowsNeededError: a column was not sent, and the row before is not there.
+        """
+        fold = Fold()
+        wanted = list(keys)
+        if not wanted:
+            return fold
+        before = stored(wanted)
+        moved: dict[Key, At] = {}
+        for batch in batches:
+            chosen = _chosen(batch, wanted)
+            if len(chosen):
+                moved |= _moves(chosen)
+                fold_rows(
+                    fold,
+                    chosen,
+                    self._table,
+                    key=self._app.key,
+                    stored=before,
+                    watched=(),
+                )
+        if fold.incomplete:
+            raise RowsNeededError("a change came without a column, and the row before it is not known")
+        for key, at in moved.items():
+            if fold.puts.get(key, ()) is None:
+                fold.touch(key, at)
+        return fold
+
+    def ats(self, rows: pa.Table) -> dict[Key, At]:
+        """When the newest change of each row was."""
+        return dict(zip(rows.column(KEY).to_pylist(), _ats(rows), strict=True))
+
+    def entities(self, rows: pa.Table) -> tuple[list[Entity[Any]], list[Document]]:
+        """The entities that are there, and tombstones of those that are gone."""
+        texts = texts_by_column(rows.select([AS_TEXT.name]).combine_chunks())
+        columns = [given_values(rows.column(item.name), item.type, texts.get(item.name)) for item in self._table.fields]
+        made = map(self._build, *columns) if self._build is not None else zip(*columns, strict=True)
+        meta = zip(
+            rows.column(KEY).to_pylist(),
+            rows.column("_op").to_pylist(),
+            rows.column("_commit").to_pylist(),
+            rows.column("_ordinal").to_pylist(),
+            rows.column("_committed_at").cast(pa.int64()).to_pylist(),
+            made,
+            strict=True,
+        )
+        entities: list[Entity[Any]] = []
+        gone: list[Document] = []
+        known, position, known_at, committed_at = -1, Lsn(0), -1, moment(0)
+        for key, op, commit, ordinal, at, after in meta:
+            # Changes of one commit stand together, so most of them share what is made once.
+            if commit != known:
+                known, position = commit, Lsn(commit)
+            if at != known_at:
+                known_at, committed_at = at, moment(at)
+            version = Version(position, ordinal)
+            if op == DELETE:
+                gone.append(Document(key=key, version=version, committed_at=committed_at, body=None))
+            else:
+                entities.append(
+                    Entity(key=key, after=after, version=version, committed_at=committed_at, related=_NO_ROWS)
+                )
+        return entities, gone
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        """The table that an `arrow` step is given: `_key` and the declared columns in their declared types."""
+        schema = table_schema(self._table.fields, key=rows.column(KEY).type)
+        columns = [rows.column(KEY), *(cast(rows.column(item.name), item.type) for item in self._table.fields)]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _tables(self, batches: Sequence[ChangeBatch]) -> tuple[pa.Table, "np.ndarray[Any, Any]"]:
+        tables, wide = [], []
+        for batch in batches:
+            rows = batch.rows
+            key = rows.column(self._app.key)
+            key = key.cast(pa.int64()) if pa.types.is_integer(key.type) else key.cast(pa.string())
+            columns = [rows.column(name) if name in batch.schema.names else pa.nulls(len(rows)) for name in self._names]
+            tables.append(
+                pa.table([key, *(rows.column(name) for name in _META), *columns], [KEY, *_META, *self._names])
+            )
+            wide.append(_is_wide(batch))
+        try:
+            return pa.concat_tables(tables, promote_options="permissive"), np.concatenate(wide)
+        except pa.ArrowInvalid as error:
+            raise RowsNeededError("a column changed its type") from error
+
+    def _tricky_keys(self, batches: Sequence[ChangeBatch]) -> set[Key]:
+        tricky: set[Key] = set()
+        for batch in batches:
+            rows = batch.rows
+            if pc.any(pc.equal(rows.column("_op"), TRUNCATE)).as_py():
+                raise RowsNeededError("the table was truncated")
+            unchanged = rows.column("_unchanged")
+            if unchanged.null_count < len(unchanged):
+                is_declared = pc.is_in(unchanged.flatten(), self._declared)
+                places = pc.list_parent_indices(unchanged).filter(is_declared)
+                tricky |= {key for key in row_keys(_taken(batch, pc.unique(places))) if key is not None}
+            if rows.column("_old_key").null_count < len(rows):
+                tricky |= _keys_that_move(batch)
+        return tricky
+
+
+def document_batch(rows: pa.Table, made: pa.Table) -> DocumentBatch:
+    """What a vectorised app made of rows: those that are in `made`, and tombstones of all others."""
+    meta = rows.select([KEY, "_commit", "_ordinal", "_committed_at"])
+    if made.num_rows == rows.num_rows and made.column(KEY).equals(rows.column(KEY)):
+        return DocumentBatch(meta=meta, bodies=made.drop_columns([KEY]), gone=meta.slice(0, 0))
+    keys = rows.column(KEY).combine_chunks()
+    made_keys = made.column(KEY).combine_chunks()
+    places = pc.index_in(made_keys, keys)
+    is_made = pc.is_in(keys, made_keys)
+    return DocumentBatch(meta=meta.take(places), bodies=made.drop_columns([KEY]), gone=meta.filter(pc.invert(is_made)))
+
+
+_NO_ROWS: dict[str, Sequence[Any]] = {}
+
+
+def _last_of_each(keys: pa.Array) -> "np.ndarray[Any, Any]":
+    """The place of the last row of each key, in the order of the rows."""
+    encoded = keys.dictionary_encode()
+    last = np.empty(len(encoded.dictionary), dtype=np.int64)
+    # Of several values for one place, numpy keeps the last.
+    last[encoded.indices.to_numpy()] = np.arange(len(keys))
+    last.sort()
+    return last
+
+
+def _is_wide(batch: ChangeBatch) -> "np.ndarray[Any, Any]":
+    """Which rows may be stored out of line, by the size of all their columns."""
+    count = len(batch)
+    size = np.zeros(count, dtype=np.int64)
+    for name in batch.schema.names:
+        column = batch.rows.column(name)
+        kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+            size += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        elif pa.types.is_nested(kind):
+            # Seldom, and seldom small: counted evenly over the rows, and generously.
+            size += 4 * column.nbytes // max(count, 1)
+        else:
+            size += 8
+    return np.asarray(size >= WIDE_BYTES)
+
+
+def _chosen(batch: ChangeBatch, keys: Sequence[Key]) -> ChangeBatch:
+    """The changes of these keys, or that moved a row away from one of them."""
+    [name] = batch.schema.key
+    column, old_key = batch.rows.column(name), batch.rows.column("_old_key")
+    wanted = pa.array(keys, column.type)
+    is_chosen = pc.is_in(column, wanted)
+    if old_key.null_count < len(old_key):
+        is_old = pc.and_(old_key.is_valid(), pc.is_in(pc.struct_field(old_key, name), wanted))
+        is_chosen = pc.or_(is_chosen, is_old)
+    return ChangeBatch(batch.schema, batch.rows.filter(is_chosen))
+
+
+def _taken(batch: ChangeBatch, places: pa.Array) -> ChangeBatch:
+    return ChangeBatch(batch.schema, batch.rows.take(places))
+
+
+def _keys_that_move(batch: ChangeBatch) -> set[Key]:
+    moved = _taken(batch, pc.indices_nonzero(batch.rows.column("_old_key").is_valid()))
+    arrived: set[tuple[int, Key]] = set()
+    tricky: set[Key] = set()
+    commits = moved.rows.column("_commit").to_pylist()
+    for commit, key, old_key in zip(commits, row_keys(moved), old_row_keys(moved), strict=True):
+        if key is None or old_key is None:
+            continue
+        if (commit, old_key) in arrived:
+            raise RowsNeededError("keys changed places inside a transaction")
+        arrived.add((commit, key))
+        tricky |= {key, old_key}
+    return tricky
+
+
+def _moves(batch: ChangeBatch) -> dict[Key, At]:
+    """The keys that rows moved away from, and when."""
+    return {key: at for key, at in zip(old_row_keys(batch), _ats(batch.rows), strict=True) if key is not None}
+
+
+def _ats(rows: pa.RecordBatch | pa.Table) -> Iterator[At]:
+    return map(
+        At,
+        rows.column("_commit").to_pylist(),
+        rows.column("_ordinal").to_pylist(),
+        rows.column("_committed_at").cast(pa.int64()).to_pylist(),
+        [op == READ for op in rows.column("_op").to_pylist()],
+    )

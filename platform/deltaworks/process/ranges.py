@@ -1,0 +1,225 @@
+"""Runs an app by the direct plan, range after range; see `direct`.
+
+read ──► reduce ──► begin ──► steps ──► write ──► flush ──► settle
+                    synced: how far                         not synced: checkpoint, rows of keys set back
+                    the range goes
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deltaworks import faults
+from deltaworks.change import DELETE
+from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.position import Lsn, Version
+from deltaworks.process.app import App
+from deltaworks.process.columns import BatchSink
+from deltaworks.process.declared import KEY
+from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
+from deltaworks.process.entity import Entity
+from deltaworks.process.fold import Fold, Key, Row, moment
+from deltaworks.process.pipeline import Outcome, Pipeline
+from deltaworks.process.sink import Document, Sink
+from deltaworks.process.state import Checkpoint, Standing, State
+
+CHANGES_PER_RANGE = 65_536
+"""What becomes Python objects at once: some tens of megabytes."""
+CHANGES_PER_TABLE = 262_144
+"""What stays in columns at once."""
+_LAGS_PER_RANGE = 1_000
+
+Flush = Callable[[Lsn], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Ranged:
+    """A range that is done. `lags` are (since the commit, since the append) in seconds, for some of its changes."""
+
+    checkpoint: Checkpoint
+    outcome: Outcome
+    change_count: int
+    entity_count: int = 0
+    appended_at: float = 0.0
+    committed_at: Sequence[float] = ()
+
+
+class Ranges:
+    """The direct plan of one app."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        log: LogReader,
+        state: State,
+        pipeline: Pipeline,
+        sinks: Sequence[Sink],
+        loop: asyncio.Runner,
+        check: Callable[[Sequence[StoredGroup]], None],
+        flush: Flush,
+    ) -> None:
+        self._app = app
+        self._log = log
+        self._state = state
+        self._pipeline = pipeline
+        self._sinks = sinks
+        self._loop = loop
+        self._check = check
+        self._flush = flush
+        self._reducer = Reducer(app)
+        self._is_vectorised = is_vectorised(app)
+        self._has_rows = state.rows.has_any(app.entity)
+
+    def run(self, checkpoint: Checkpoint, *, up_to_sequence: int) -> Ranged | None:
+        """Take the next range through; `None` where there is none.
+
+        Raises:
+            RowsNeededError: nothing of the range was written; it has to be folded into rows.
+        """
+        groups = self._read(checkpoint, up_to_sequence)
+        faults.reach("process.after_read")
+        if not groups:
+            return None
+        self._check(groups)
+        last = groups[-1].header
+        done = replace(checkpoint, sequence=last.sequence, offset=last.next_offset, position=last.position)
+        batches = self._reducer.batches(groups)
+        change_count = last.next_offset - groups[0].header.offset
+        if not batches:
+            # A checkpoint without rows may be lost: the same groups would come to nothing again.
+            with self._state.settling():
+                self._state.save_checkpoint(done)
+            return Ranged(checkpoint=done, outcome=Outcome(), change_count=change_count)
+        standing = self._state.standing_keys()
+        held = {key for key, each in standing.items() if each is Standing.HELD}
+        reduced = self._reducer.reduce(groups, batches, stored=self._stored, apart=held)
+        with self._state.folding():
+            self._state.plan.begin(last.sequence)
+            faults.reach("process.before_fold_commit")
+        faults.reach("process.after_fold")
+        ranged = self._table_range(reduced) if self._is_vectorised else self._row_range(reduced, held)
+        ranged.checkpoint, ranged.change_count = done, change_count
+        if ranged.outcome.made or ranged.outcome.removed:
+            self._flush(last.position)
+            ranged.checkpoint = replace(done, reached=last.position)
+        with self._state.settling():
+            self._keep(reduced, ranged.outcome, held)
+            self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
+            self._state.save_checkpoint(ranged.checkpoint)
+        faults.reach("process.after_checkpoint")
+        return ranged
+
+    def _read(self, checkpoint: Checkpoint, up_to_sequence: int) -> list[StoredGroup]:
+        begun = self._state.plan.reading_to()
+        limit: int | None = CHANGES_PER_TABLE if self._is_vectorised else CHANGES_PER_RANGE
+        if begun > checkpoint.sequence:
+            # Documents of this range may be in the sinks, so it is taken as it was.
+            up_to_sequence, limit = begun, None
+        reading = self._log.read(after_sequence=checkpoint.sequence, max_changes=limit)
+        return list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
+
+    def _row_range(self, reduced: Reduced, held: set[Key]) -> Ranged:
+        entities, gone = self._reducer.entities(reduced.rows)
+        more, more_gone = self._folded(reduced.folded, held)
+        outcome = self._loop.run(self._pipeline.run_entities([*entities, *more], gone=[*gone, *more_gone]))
+        self._write(outcome)
+        return self._ranged(reduced, outcome, entity_count=len(entities) + len(gone) + len(more) + len(more_gone))
+
+    def _table_range(self, reduced: Reduced) -> Ranged:
+        rows = reduced.rows
+        is_gone = pc.equal(rows.column("_op"), DELETE)
+        live = rows.filter(pc.invert(is_gone)) if pc.any(is_gone).as_py() else rows
+        if len(self._pipeline.samples) < (self._pipeline.samples.maxlen or 0):
+            self._pipeline.samples.extend(self._reducer.entities(live.slice(0, self._pipeline.samples.maxlen))[0])
+        outcome, made = self._pipeline.run_table(self._reducer.table(live))
+        judged = rows
+        if outcome.setbacks:
+            failed = pa.array([setback.key for setback in outcome.setbacks], rows.column(KEY).type)
+            judged = rows.filter(pc.invert(pc.is_in(rows.column(KEY), failed)))
+        batch = document_batch(judged, made)
+        one_by_one: list[Document] | None = None
+        for sink in self._sinks:
+            if isinstance(sink, BatchSink):
+                sink.write_batch(batch)
+            elif len(batch):
+                one_by_one = batch.documents() if one_by_one is None else one_by_one
+                sink.write(one_by_one)
+            faults.reach("process.after_write")
+        folded, folded_gone = self._folded(reduced.folded, set())
+        rest = self._loop.run(self._pipeline.run_entities(folded, gone=folded_gone))
+        self._write(rest)
+        outcome.setbacks += rest.setbacks
+        outcome.filtered += batch.gone.num_rows - (rows.num_rows - live.num_rows) + rest.filtered
+        outcome.documents, outcome.batch = rest.documents, batch
+        return self._ranged(reduced, outcome, entity_count=rows.num_rows + len(folded) + len(folded_gone))
+
+    def _write(self, outcome: Outcome) -> None:
+        for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
+            if outcome.documents:
+                sink.write(outcome.documents_for(spec.name))
+            faults.reach("process.after_write")
+
+    def _folded(self, fold: Fold, held: set[Key]) -> tuple[list[Entity[Any]], list[Document]]:
+        """What was put together row by row, but for the held, which wait in the state."""
+        entities: list[Entity[Any]] = []
+        gone: list[Document] = []
+        for key, row in fold.puts.items():
+            if key in held or key not in fold.touched:
+                continue
+            at = fold.touched[key]
+            version, committed_at = Version(Lsn(at.position), at.ordinal), moment(at.committed_at)
+            if row is None:
+                gone.append(Document(key=key, version=version, committed_at=committed_at, body=None))
+                continue
+            after = self._state.rows.read(self._app.entity, row[1:])
+            entities.append(Entity(key=key, after=after, version=version, committed_at=committed_at, related={}))
+        return entities, gone
+
+    def _keep(self, reduced: Reduced, outcome: Outcome, held: set[Key]) -> None:
+        """Store the rows that have to stay, drop those that need not any more; inside `settling`."""
+        set_back = {setback.key for setback in outcome.setbacks}
+        kept = reduced.wide | set_back | held
+        fold = self._reducer.fold(reduced.batches, kept - reduced.folded.puts.keys(), stored=self._stored)
+        puts = {**fold.puts, **{key: row for key, row in reduced.folded.puts.items() if key in kept}}
+        if self._has_rows:
+            self._state.rows.put(self._app.entity, dict.fromkeys([k for k in reduced.all_keys() if k not in kept]))
+        if puts:
+            self._state.rows.put(self._app.entity, puts)
+            self._has_rows = True
+        touched = {key: at for key, at in reduced.folded.touched.items() if key in set_back or key in held}
+        if set_back:
+            # Also where the row is as it was: what was tried has to be tried again.
+            failed = pa.array(list(set_back), reduced.rows.column(KEY).type)
+            touched |= self._reducer.ats(reduced.rows.filter(pc.is_in(reduced.rows.column(KEY), failed)))
+        self._state.mark(touched)
+
+    def _settled(
+        self, reduced: Reduced, outcome: Outcome, standing: Mapping[Key, Standing], held: set[Key]
+    ) -> Iterator[Key]:
+        """The keys that the state knows and that are well now; most are not known at all."""
+        set_back = {setback.key for setback in outcome.setbacks}
+        taken = set(reduced.all_keys()) if standing.keys() - held else set()
+        return (key for key in standing if key in taken and key not in held and key not in set_back)
+
+    def _stored(self, keys: Sequence[Key]) -> Mapping[Key, Row]:
+        return self._state.rows.stored(self._app.entity, keys) if self._has_rows else {}
+
+    def _ranged(self, reduced: Reduced, outcome: Outcome, *, entity_count: int) -> Ranged:
+        at = reduced.rows.column("_committed_at").cast(pa.int64()).to_numpy()
+        streamed = at[pc.not_equal(reduced.rows.column("_op"), "r").to_numpy()]
+        step = max(1, len(streamed) // _LAGS_PER_RANGE)
+        return Ranged(
+            checkpoint=Checkpoint(),
+            outcome=outcome,
+            change_count=0,
+            entity_count=entity_count,
+            appended_at=reduced.appended_at.timestamp(),
+            committed_at=(np.asarray(streamed[::step]) / 1e6).tolist(),
+        )

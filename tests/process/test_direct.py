@@ -1,0 +1,323 @@
+"""The direct plan: an app of one table gives what the plan that keeps every row gives, whatever happens."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from process.material import (
+    INT,
+    NULL_TEXT,
+    TEXT,
+    Change,
+    Feed,
+    TableSink,
+    create,
+    delete,
+    read,
+    table_schema,
+    truncate,
+    update,
+)
+
+from deltaworks import faults
+from deltaworks.config import Config
+from deltaworks.errors import RetryableError
+from deltaworks.log.memory import MemoryLog
+from deltaworks.process.app import App, Backoff, Source
+from deltaworks.process.direct import WIDE_BYTES
+from deltaworks.process.entity import Entity
+from deltaworks.process.runner import Runner
+
+MakeConfig = Callable[..., Config]
+
+FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT, note=NULL_TEXT)
+SHARED_MEMORY = Path("/dev/shm")
+CRASH_POINTS = (
+    "process.after_read",
+    "process.before_fold_commit",
+    "process.after_fold",
+    "process.after_write",
+    "process.after_flush",
+    "process.after_checkpoint",
+)
+studio = Source("studio")
+Rows = dict[int, dict[str, Any]]
+
+
+class Crash(BaseException):
+    pass
+
+
+class Film(TypedDict):
+    title: str
+    status: str
+
+
+def row_app() -> App:
+    app = App("films", key="film_id", sources=[studio.table("film", schema=Film)])
+
+    @app.filter
+    def is_public(film: Entity[Film]) -> bool:
+        return film.after["status"] != "draft"
+
+    @app.transform
+    def upper(film: Entity[Film]) -> dict[str, Any]:
+        return {"name": film.after["title"].upper()}
+
+    return app
+
+
+def arrow_app() -> App:
+    app = App("films", key="film_id", sources=[studio.table("film", schema=Film)])
+
+    @app.arrow
+    def upper(films: pa.Table) -> pa.Table:
+        kept = films.filter(pc.not_equal(films["status"], "draft"))
+        return pa.table({"_key": kept["_key"], "name": pc.utf8_upper(kept["title"])})
+
+    return app
+
+
+def sql_app() -> App:
+    app = App("films", key="film_id", sources=[studio.table("film", schema=Film)])
+    app.sql("select _key, upper(title) as name from film where status <> 'draft'")
+    return app
+
+
+def service_app(troubles: list[str]) -> App:
+    app = row_app()
+    enriched = App("films", key="film_id", sources=[studio.table("film", schema=Film)])
+    enriched.filter(app.steps[0].function)
+
+    @enriched.enrich(into="loud", key=lambda film: film.after["title"], batch=2, retry=Backoff(first_s=0.0005))
+    async def loud(titles: list[str]) -> dict[str, str]:
+        trouble = troubles.pop() if troubles else ""
+        if trouble == "retryable":
+            raise RetryableError("away")
+        if trouble == "terminal":
+            raise ValueError("wrong")
+        return {title: title.upper() for title in titles}
+
+    @enriched.transform
+    def document(film: Entity[Film]) -> dict[str, Any]:
+        return {"name": film["loud"]}
+
+    return enriched
+
+
+def documents(rows: Rows) -> dict[int, Any]:
+    return {key: {"name": row["title"].upper()} for key, row in rows.items() if row["status"] != "draft"}
+
+
+small = st.integers(1, 4)
+title = st.sampled_from(["a", "b", "w" * WIDE_BYTES])
+operation = st.one_of(
+    st.tuples(st.just("put"), small, title, st.sampled_from(["draft", "released"])),
+    st.tuples(st.just("put"), small, title, st.sampled_from(["draft", "released"])),
+    st.tuples(st.just("status only"), small, st.sampled_from(["draft", "released"])),
+    st.tuples(st.just("drop"), small),
+    st.tuples(st.just("move"), small, small),
+    st.tuples(st.just("swap"), small, small),
+    st.tuples(st.just("dump")),
+    st.tuples(st.just("truncate")),
+)
+after_it = st.one_of(
+    st.just(("drain",)),
+    st.just(("read on",)),
+    st.tuples(st.just("crash"), st.sampled_from(CRASH_POINTS), st.integers(1, 2)),
+    st.tuples(st.just("trouble"), st.lists(st.sampled_from(["", "retryable", "terminal"]), min_size=1, max_size=3)),
+)
+
+
+def changes_of(rows: Rows, op: Any) -> Iterator[Change]:
+    match op:
+        case ("put", key, text, status):
+            change = update if key in rows else create
+            rows[key] = {"film_id": key, "title": text, "status": status, "note": None}
+            yield change(FILM, **rows[key])
+        case ("status only", key, status) if key in rows and len(rows[key]["title"]) >= WIDE_BYTES:
+            rows[key]["status"] = status
+            yield update(FILM, film_id=key, status=status, unchanged=["title", "note"])
+        case ("drop", key) if key in rows:
+            del rows[key]
+            yield delete(FILM, film_id=key)
+        case ("move", old, new) if old in rows and new not in rows:
+            rows[new] = rows.pop(old) | {"film_id": new}
+            yield update(FILM, **rows[new], old_key={"film_id": old})
+        case ("swap", one, two) if one != two and {one, two} <= rows.keys():
+            rows[one], rows[two] = rows[two] | {"film_id": one}, rows[one] | {"film_id": two}
+            yield update(FILM, **rows[two], old_key={"film_id": one})
+            yield update(FILM, **rows[one], old_key={"film_id": two})
+        case ("dump",):
+            yield from (read(FILM, **row) for row in rows.values())
+        case ("truncate",):
+            rows.clear()
+            yield truncate(FILM)
+
+
+class World:
+    def __init__(self, folder: Path, app: App, troubles: list[str]) -> None:
+        self.rows: Rows = {}
+        self.log = MemoryLog()
+        self.feed = Feed(self.log.writer())
+        self.sink = TableSink(folder / "sink.sqlite")
+        self.app = app
+        self.troubles = troubles
+        app.sink(self.sink)
+        self.config = Config.model_validate(
+            {
+                "home": folder,
+                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
+                "apps": {"films": {"module": "none:none", "source": "studio"}},
+            }
+        )
+        self.runner = self.open()
+
+    def open(self) -> Runner:
+        return Runner.open(self.app, config=self.config, name="films", log=self.log.reader())
+
+    def step(self, event: Any) -> None:
+        match event:
+            case ("drain",):
+                self.runner.drain(patience_s=0)
+            case ("trouble", found):
+                self.troubles.extend(found)
+                self.runner.drain(patience_s=0)
+            case ("crash", point, pass_count):
+                self.crash(point, pass_count)
+
+    def crash(self, point: str, pass_count: int) -> None:
+        left = pass_count
+
+        def die() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Crash(point)
+
+        faults.arm(point, die)
+        try:
+            self.runner.drain(patience_s=0)
+        except Crash:
+            self.runner.close()
+            self.runner = self.open()
+        finally:
+            faults.disarm()
+
+
+@contextmanager
+def world(app: App, troubles: list[str]) -> Iterator[World]:
+    with TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
+        found = World(Path(folder), app, troubles)
+        try:
+            yield found
+        finally:
+            found.runner.close()
+
+
+@pytest.mark.parametrize("form", ["rows", "arrow", "sql", "service"])
+@settings(max_examples=50, deadline=None)
+@given(events=st.lists(st.tuples(st.lists(operation, min_size=1, max_size=4), after_it), min_size=1, max_size=8))
+def test_every_form_ends_at_the_table_and_no_document_goes_back(form: str, events: list[Any]) -> None:
+    troubles: list[str] = []
+    apps = {"rows": row_app, "arrow": arrow_app, "sql": sql_app, "service": lambda: service_app(troubles)}
+    with world(apps[form](), troubles) as it:
+        for operations, event in events:
+            changes = [change for each in operations for change in changes_of(it.rows, each)]
+            if changes:
+                it.feed.commit(*changes)
+            # A document that went back would be raised by the sink.
+            it.step(event)
+        it.troubles.clear()
+        it.runner.retry_dead()
+        report = it.runner.drain(patience_s=5)
+
+        assert it.sink.bodies() == documents(it.rows)
+        assert (report.held, report.dead) == (0, 0)
+
+
+@pytest.fixture
+def open_runner(make_config: MakeConfig, log: MemoryLog, sink: TableSink) -> Callable[[App], Runner]:
+    def run(app: App) -> Runner:
+        if not app.sinks:
+            app.sink(sink)
+        return Runner.open(app, config=make_config(), name="films", log=log.reader())
+
+    return run
+
+
+def film(key: int, text: str = "alien", status: str = "released") -> dict[str, Any]:
+    return {"film_id": key, "title": text, "status": status, "note": None}
+
+
+def stored(runner: Runner) -> int:
+    return sum(runner._state.rows.has_any(runner._app.entity) for _ in range(1))
+
+
+def test_no_row_is_kept_but_of_what_waits_and_what_a_source_may_leave_out(
+    feed: Feed, sink: TableSink, open_runner: Callable[[App], Runner]
+) -> None:
+    with open_runner(row_app()) as runner:
+        feed.commit(*(create(FILM, **film(key)) for key in range(50)))
+        runner.drain()
+        assert (len(sink.bodies()), stored(runner)) == (50, 0)
+
+        feed.commit(create(FILM, **film(77, "w" * WIDE_BYTES)))
+        runner.drain()
+        assert stored(runner) == 1
+        feed.commit(update(FILM, film_id=77, status="old", unchanged=["title"]))
+        runner.drain()
+        assert sink.bodies()[77] == {"name": "W" * WIDE_BYTES}
+        feed.commit(update(FILM, **film(77, "narrow")))
+        runner.drain()
+        assert stored(runner) == 0
+
+
+def test_a_truncate_takes_every_document_with_it(
+    feed: Feed, sink: TableSink, open_runner: Callable[[App], Runner]
+) -> None:
+    with open_runner(row_app()) as runner:
+        feed.commit(*(create(FILM, **film(key)) for key in range(5)))
+        runner.drain()
+        feed.commit(truncate(FILM), create(FILM, **film(9)))
+        runner.drain()
+        assert sink.bodies().keys() == {9}
+    with open_runner(row_app()) as runner:
+        feed.commit(truncate(FILM))
+        runner.drain()
+    assert sink.bodies() == {}
+
+
+def test_all_entities_are_made_anew_when_asked_for(
+    feed: Feed, sink: TableSink, open_runner: Callable[[App], Runner]
+) -> None:
+    app = row_app()
+    with open_runner(app) as runner:
+        feed.commit(*(create(FILM, **film(key)) for key in range(5)))
+        runner.drain()
+        assert runner.reprocess() == 5
+        assert runner.drain().documents == 5
+
+
+def test_text_keys_and_many_groups_in_one_range(
+    feed: Feed, sink: TableSink, open_runner: Callable[[App], Runner]
+) -> None:
+    table = table_schema("word", "word", word=TEXT, title=TEXT)
+
+    class Word(TypedDict):
+        title: str
+
+    app = App("films", key="word", sources=[studio.table("word", schema=Word)])
+    with open_runner(app) as runner:
+        for number in range(20):
+            feed.commit(create(table, word=f"k{number % 7}", title=f"t{number}"))
+        report = runner.drain()
+    assert (report.changes, report.entities) == (20, 7)
+    assert sink.bodies() == {f"k{number % 7}": {"title": f"t{number}"} for number in range(13, 20)}
