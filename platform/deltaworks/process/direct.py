@@ -34,7 +34,7 @@ from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import At, Fold, Key, Row, fold_rows, moment, old_row_keys, row_keys
-from deltaworks.process.shape import builder, cast, given_values
+from deltaworks.process.shape import cast, given_values, records
 from deltaworks.process.sink import Document
 from deltaworks.schema import AS_TEXT, texts_by_column
 
@@ -91,7 +91,6 @@ class Reducer:
         self._names = [item.name for item in app.entity.fields]
         declared = {app.key, *self._names}
         self._declared = pa.array(sorted(declared), pa.string())
-        self._build = builder(app.entity.schema) if app.entity.schema is not None else None
 
     def batches(self, groups: Iterable[StoredGroup]) -> list[ChangeBatch]:
         """The changes of the app's table."""
@@ -165,7 +164,7 @@ class Reducer:
         """The entities that are there, and tombstones of those that are gone."""
         texts = texts_by_column(rows.select([AS_TEXT.name]).combine_chunks())
         columns = [given_values(rows.column(item.name), item.type, texts.get(item.name)) for item in self._table.fields]
-        made = map(self._build, *columns) if self._build is not None else zip(*columns, strict=True)
+        made = records(self._app.entity.schema, columns)
         meta = zip(
             rows.column(KEY).to_pylist(),
             rows.column("_op").to_pylist(),

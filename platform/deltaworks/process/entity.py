@@ -17,7 +17,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, because a frozen one takes four times as long to make, and one is made for every change.
+@dataclass(slots=True, kw_only=True)
 class Entity(Generic[R]):
     """One entity as the steps of an app see it; an entity whose row is gone has no steps.
 

@@ -45,14 +45,15 @@ class Outcome:
     `routes` has the sinks that a document is for, where a step chose them; `batch` the documents of a vectorised app.
     """
 
-    documents: list[Document] = field(default_factory=list)
-    setbacks: list[Setback] = field(default_factory=list)
-    used: list[tuple[str, dict[Key, frozenset[Key]]]] = field(default_factory=list)
-    kept: list[tuple[str, dict[Key, Kept | None]]] = field(default_factory=list)
+    # A task that is done shows its result to whoever asks for its text, as `signal.signal` does at every run of a loop.
+    documents: list[Document] = field(default_factory=list, repr=False)
+    setbacks: list[Setback] = field(default_factory=list, repr=False)
+    used: list[tuple[str, dict[Key, frozenset[Key]]]] = field(default_factory=list, repr=False)
+    kept: list[tuple[str, dict[Key, Kept | None]]] = field(default_factory=list, repr=False)
     filtered: int = 0
     enriched: int = 0
-    routes: dict[Key, frozenset[str]] = field(default_factory=dict)
-    batch: DocumentBatch | None = None
+    routes: dict[Key, frozenset[str]] = field(default_factory=dict, repr=False)
+    batch: DocumentBatch | None = field(default=None, repr=False)
 
     @property
     def made(self) -> int:
@@ -119,13 +120,18 @@ class Pipeline:
                     )
                 )
         attempts = {item.key: item.attempts for item in waiting if item.attempts}
-        return await self.run_entities(entities, gone=gone, attempts=attempts)
+        return await self.run_entities(entities, gone=gone, attempts=attempts, loaded=loaded)
 
     async def run_entities(
-        self, entities: list[Entity[Any]], *, gone: list[Document], attempts: Mapping[Key, int] | None = None
+        self,
+        entities: list[Entity[Any]],
+        *,
+        gone: list[Document],
+        attempts: Mapping[Key, int] | None = None,
+        loaded: Mapping[Key, Loaded] | None = None,
     ) -> Outcome:
         """Take entities that are there through the steps; `gone` are tombstones of those that are not."""
-        run = _Run(attempts=attempts or {}, outcome=Outcome(documents=gone))
+        run = _Run(attempts=attempts or {}, loaded=loaded or {}, clock=self._clock, outcome=Outcome(documents=gone))
         # Before the first step that makes a document, an entity stands for itself.
         values: list[Any] = list(entities)
         is_made = False
@@ -369,8 +375,10 @@ def _document_checker(step: Step) -> Callable[[Any], str | None]:
     declared = typing.get_type_hints(step.function).get("return") if step.kind == "transform" else None
     if is_record(declared):
         return checker(declared)
-    return lambda body: None if isinstance(body, Mapping) or is_record(type(body)) else _not_a_mapping(body)
+    return _mapping_fault
 
 
-def _not_a_mapping(body: Any) -> str:
+def _mapping_fault(body: Any) -> str | None:
+    if type(body) is dict or isinstance(body, Mapping) or is_record(type(body)):
+        return None
     return f"expected a mapping, got {type(body).__name__}"

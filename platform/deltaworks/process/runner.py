@@ -515,7 +515,8 @@ class Runner:
         tally.enriched += outcome.enriched
         tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
         metrics.DOCUMENTS.labels(self._name).inc(outcome.made + outcome.removed)
-        self._measure_lag([document.key for document in outcome.documents])
+        if self._arrivals:
+            self._measure_lag([document.key for document in outcome.documents])
         # One line for each fault, not for each entity: a service that is down sets back thousands.
         faulty = Counter((item.step, item.error, item.next_try is None) for item in outcome.setbacks)
         for (step, error, is_dead), count in faulty.items():

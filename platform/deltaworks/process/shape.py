@@ -26,10 +26,11 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import repeat
 from typing import Any, Literal, Union
 
 import pyarrow as pa
@@ -104,6 +105,14 @@ def builder(declared: type) -> Callable[..., Any]:
     if all(not item.kw_only for item in dataclasses.fields(declared)):
         return declared
     return lambda *values: declared(**dict(zip(names, values, strict=True)))
+
+
+def records(declared: Any, columns: Sequence[Sequence[Any]]) -> Iterable[Any]:  # Any: a TypedDict is no type
+    """Records of the declared type out of its columns, in the order of its fields."""
+    if not typing.is_typeddict(declared):
+        return map(builder(declared), *columns)
+    names = tuple(typing.get_type_hints(declared))
+    return map(dict, map(zip, repeat(names), zip(*columns, strict=True)))
 
 
 def show(declared: Any) -> str:  # Any: any declared type may be shown
@@ -315,7 +324,8 @@ def _record_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
 
 def to_mapping(value: Any) -> Mapping[str, Any]:  # Any: a document may be a dict or a dataclass
     """A document as a mapping: a dataclass becomes a dict, with those inside it."""
-    return value if isinstance(value, Mapping) else dataclasses.asdict(value)
+    # A dict is told apart ten times as fast as a Mapping.
+    return value if type(value) is dict or isinstance(value, Mapping) else dataclasses.asdict(value)
 
 
 def _slots(value: Any, names: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import Lsn, Version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, because a frozen one takes four times as long to make, and one is made for every change.
+@dataclass(slots=True, kw_only=True)
 class Document:
     """One entity as an app leaves it; `body` is `None` where the entity is gone or filtered out.
 
