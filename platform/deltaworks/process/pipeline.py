@@ -54,12 +54,13 @@ class Outcome:
     enriched: int = 0
     routes: dict[Key, frozenset[str]] = field(default_factory=dict, repr=False)
     batch: DocumentBatch | None = field(default=None, repr=False)
+    refused_in_batch: int = 0
 
     @property
     def made(self) -> int:
         """How many documents there are."""
         in_batch = 0 if self.batch is None else self.batch.meta.num_rows
-        return in_batch + sum(document.body is not None for document in self.documents)
+        return in_batch - self.refused_in_batch + sum(document.body is not None for document in self.documents)
 
     @property
     def removed(self) -> int:
@@ -80,9 +81,13 @@ class Outcome:
         """Make documents that a sink will never take dead letters of their entities; the others stand as they are."""
         refused = {refusal.key: refusal for refusal in refusals}
         dead = [document.key for document in self.documents if document.key in refused]
+        if self.batch is not None:
+            in_batch = [key for key in self.batch.meta.column(KEY).to_pylist() if key in refused]
+            self.refused_in_batch += len(in_batch)
+            dead += in_batch
         self.documents = [document for document in self.documents if document.key not in refused]
         self.setbacks += [
-            Setback(key=key, step=sink, error=refused[key].reason, attempts=attempts[key] + 1, next_try=None)
+            Setback(key=key, step=sink, error=refused[key].reason, attempts=attempts.get(key, 0) + 1, next_try=None)
             for key in dead
         ]
 

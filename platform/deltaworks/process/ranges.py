@@ -28,7 +28,7 @@ from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vecto
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key, Row, moment
 from deltaworks.process.pipeline import Outcome, Pipeline
-from deltaworks.process.sink import Document, Sink
+from deltaworks.process.sink import Document, Refusal, Sink
 from deltaworks.process.state import Checkpoint, Standing, State
 
 CHANGES_PER_RANGE = 65_536
@@ -37,7 +37,7 @@ CHANGES_PER_TABLE = 262_144
 """What stays in columns at once."""
 _LAGS_PER_RANGE = 1_000
 
-Flush = Callable[[Lsn], None]
+Flush = Callable[[Lsn], Sequence[tuple[str, Sequence[Refusal]]]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,7 +128,8 @@ class Ranges:
                 ranged = self._row_range(reduced, held)
         ranged.checkpoint, ranged.change_count = done, change_count
         if ranged.outcome.made or ranged.outcome.removed:
-            self._flush(last.position)
+            for name, refused in self._flush(last.position):
+                ranged.outcome.refuse(name, refused, {})
             ranged.checkpoint = replace(done, reached=last.position)
         with self._state.settling():
             self._keep(reduced, ranged.outcome, held)
