@@ -50,12 +50,10 @@ class Leaving:
         leave.outcome = replace(outcome, documents=documents)
         return leave
 
-    def settle(self, leave: Leave, setbacks: Sequence[Setback]) -> None:
+    def settle(self, leave: Leave) -> None:
         """Remember what left; inside `settling`, after every sink has flushed."""
         if leave.hashes:
-            # What a sink refused did not leave.
-            refused = {setback.key for setback in setbacks}
-            self._state.sent.remember({key: value for key, value in leave.hashes.items() if key not in refused})
+            self._state.sent.remember(leave.hashes)
         if leave.places and self._state.windows is not None:
             self._state.windows.settle(leave.places)
 

@@ -448,7 +448,7 @@ class Runner:
                 self._state.save_used(into, used)
             for into, kept in outcome.kept:
                 self._state.answers.save(into, kept)
-            self._leaving.settle(leave, outcome.setbacks)
+            self._leaving.settle(leave)
             self._state.settle(leave.settled, outcome.setbacks)
         faults.reach("process.after_checkpoint")
         self._count(outcome, len(waiting))
