@@ -6,7 +6,7 @@ columns *after* the change.
 
 | meta column     | type                | holds                                                         |
 |-----------------|---------------------|---------------------------------------------------------------|
-| `_op`           | utf8                | `c` create, `u` update, `d` delete, `r` read by a dump, `t` truncate |
+| `_op`           | utf8                | `c` create, `u` update, `d` delete, `r` read by a dump, `t` truncate, `m` message |
 | `_commit`       | uint64              | the commit position (`Lsn.value`) of the transaction          |
 | `_ordinal`      | uint32              | place in the transaction, over all tables, from 0             |
 | `_txid`         | uint64              | the source's transaction id, widened; 0 for reads             |
@@ -20,6 +20,13 @@ A column that `_as_text` names is null in that row; see `schema.AS_TEXT`. A part
 cannot hold is null in `_old_key` and stands there as `_old_key.<column>`; so does one of `_before`.
 
 A delete has its key columns filled and all others null. A truncate has all of them null.
+
+A table without a key is a bag of rows: `_before` says which of them a change takes away, and stores take away one
+that is equal. A dump of it is a truncate at the mark and all rows behind it, because no read can replace a row.
+
+Messages that applications write into the source's log are under the name `MESSAGES`, which is no table: they are
+for readers of the log, and stores, apps and proofs pass them over. One outside of any transaction has `_txid` 0.
+
 (`_commit`, `_ordinal`) is the identity of a change. A read has the position of the mark that
 settled its chunk, so "the largest identity wins" is true of reads and changes alike.
 """
@@ -31,9 +38,12 @@ from typing import Self
 import pyarrow as pa
 
 from deltaworks.errors import InvariantError
-from deltaworks.schema import AS_TEXT, TableSchema
+from deltaworks.schema import AS_TEXT, TableName, TableSchema
 
-CREATE, UPDATE, DELETE, READ, TRUNCATE = "c", "u", "d", "r", "t"
+CREATE, UPDATE, DELETE, READ, TRUNCATE, MESSAGE = "c", "u", "d", "r", "t", "m"
+
+MESSAGES = TableName("pg_catalog", "logical_message")
+"""What a batch of messages has as its name; no captured table can have it."""
 
 
 class MalformedBatchError(InvariantError):

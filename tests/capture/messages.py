@@ -53,8 +53,8 @@ def truncate(*numbers: int) -> bytes:
     return b"T" + struct.pack(f">IB{len(numbers)}I", len(numbers), 0, *numbers)
 
 
-def logical_message(prefix: str, content: bytes, *, transactional: bool = True) -> bytes:
-    head = b"M" + struct.pack(">BQ", transactional, 0) + prefix.encode() + b"\0"
+def logical_message(prefix: str, content: bytes, *, transactional: bool = True, lsn: int = 0) -> bytes:
+    head = b"M" + struct.pack(">BQ", transactional, lsn) + prefix.encode() + b"\0"
     return head + struct.pack(">I", len(content)) + content
 
 

@@ -13,11 +13,12 @@ from deltaworks.capture.postgres import pgoutput
 from deltaworks.capture.postgres.batches import gather_texts
 from deltaworks.capture.postgres.clock import from_epoch_us
 from deltaworks.capture.postgres.columnar import MARK_PREFIX
+from deltaworks.capture.postgres.logical_messages import MESSAGE_SCHEMA, OUR_PREFIX
 from deltaworks.capture.postgres.pgoutput import LogicalMessage, MalformedMessageError, Relation, Truncate
 from deltaworks.capture.postgres.scan import POSTGRES_EPOCH_US
 from deltaworks.capture.postgres.types import Held, to_arrow
 from deltaworks.capture.source import Slice
-from deltaworks.change import BEFORE, CREATE, DELETE, OLD_KEY, TRUNCATE, UPDATE, ChangeBatch, change_schema
+from deltaworks.change import BEFORE, CREATE, DELETE, MESSAGE, OLD_KEY, TRUNCATE, UPDATE, ChangeBatch, change_schema
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableSchema
 
@@ -216,6 +217,7 @@ class SliceBuilder:
     _mark_committed_at_us: int = 0
     _ordinal: int = 0
     _transaction_count: int = 0
+    _messages: "_TableRows" = field(default_factory=lambda: _TableRows(MESSAGE_SCHEMA))
 
     def feed(self, message: Message) -> None:
         """Take the next message.
@@ -303,9 +305,22 @@ class SliceBuilder:
                 rows.add(TRUNCATE, self._next_ordinal(), [None] * len(rows.schema.columns))
 
     def _logical_message(self, message: LogicalMessage) -> None:
+        if not message.prefix.startswith(OUR_PREFIX):
+            self._add_message(message)
         # One outside of a transaction comes out of order, so it marks nothing.
-        if message.transactional and message.prefix == MARK_PREFIX and self._pending_mark is None:
+        elif message.transactional and message.prefix == MARK_PREFIX and self._pending_mark is None:
             self._pending_mark = message.content.decode()
+
+    def _add_message(self, message: LogicalMessage) -> None:
+        rows = self._rows.setdefault(id(self._messages), self._messages)
+        texts = [message.prefix.encode(), message.content, b"t" if message.transactional else b"f"]
+        if self.in_transaction:
+            rows.add(MESSAGE, self._next_ordinal(), texts)
+            return
+        rows.add(MESSAGE, 0, texts)
+        rows.close_transaction(commit=message.lsn + 1, txid=0, committed_at_us=POSTGRES_EPOCH_US)
+        self.position = max(self.position, Lsn(message.lsn + 1))
+        self.change_count += 1
 
     def _table(self, relation_id: int) -> "_TableRows | None":
         if not self.in_transaction or relation_id not in self._tables:

@@ -67,6 +67,7 @@ FULL = TableSchema(
 )
 WIDE_ID, PAIR_ID, FOREIGN_ID, FULL_ID = 7, 8, 9, 10
 NEARBY = 3 << 32
+MESSAGE_CONTENTS = st.sampled_from([b"", b"text", b"\xff\x00"])
 # The first example compiles the decoder, and a row of every type is much to draw.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -146,11 +147,16 @@ def transactions(draw: st.DrawFn) -> list[bytes]:
                 | st.sampled_from([b"O" + bytes(8) + b"elsewhere\0", b"Y" + bytes(4) + b"public\0mood\0"])
                 | st.booleans().map(
                     lambda is_in: messages.logical_message("deltaworks.mark", b"m", transactional=is_in)
-                ),
+                )
+                | MESSAGE_CONTENTS.map(lambda content: messages.logical_message("app", content)),
                 max_size=6,
             )
         )
         stream.append(messages.commit(lsn, at_us=draw(st.integers(0, 10**15))))
+        stream += [
+            messages.logical_message("alone", content, transactional=False, lsn=lsn + 8)
+            for content in draw(st.lists(MESSAGE_CONTENTS, max_size=1))
+        ]
     return stream
 
 

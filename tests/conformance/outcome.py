@@ -6,14 +6,12 @@ from pathlib import Path
 
 from values import Row, Text, row_texts
 
-from deltaworks.change import ChangeBatch
+from deltaworks.change import MESSAGE, ChangeBatch
 from deltaworks.log.local import LocalLogReader
 from deltaworks.schema import TableName, TableSchema
 
 Key = tuple[tuple[str, Text], ...]
 
-MESSAGES = TableName("pg_catalog", "logical_message")
-"""The table under which messages of the source's log are captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +67,8 @@ class Sink:
 
     def apply(self, event: Event) -> None:
         """Take the next event."""
+        if event.op == MESSAGE:
+            return
         if event.op == "t":
             self.tables.pop(event.table, None)
             self.bags.pop(event.table, None)
@@ -128,7 +128,7 @@ def _of_batch(batch: ChangeBatch, offset: int) -> Iterator[Event]:
         old_key, before = values["_old_key"], values.get("_before")
         yield Event(
             table=schema.name,
-            op="m" if schema.name == MESSAGES else values["_op"],
+            op=values["_op"],
             schema=schema,
             row=row_texts(schema, values),
             key=row_texts(schema, values, schema.key),

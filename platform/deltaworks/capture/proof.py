@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deltaworks.change import ChangeBatch
+from deltaworks.change import MESSAGES, ChangeBatch
 from deltaworks.errors import InvariantError
 from deltaworks.position import START, Lsn
 from deltaworks.schema import AS_TEXT
@@ -90,9 +90,11 @@ class WindowSet:
 
     @classmethod
     def of(cls, batches: Iterable[ChangeBatch]) -> Self:
-        """The changes of these batches, reads of a dump included."""
+        """The changes of these batches, reads of a dump included; messages are left out, no hop passes them on."""
         found: dict[WindowKey, Window] = {}
         for batch in batches:
+            if batch.schema.name == MESSAGES:
+                continue
             for key, window in _windows(batch):
                 found[key] = found[key].merge(window) if key in found else window
         return cls(found)

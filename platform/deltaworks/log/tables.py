@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from itertools import islice
 
+from deltaworks.change import MESSAGES
 from deltaworks.log.change_log import LogReader
 from deltaworks.schema import TableName, TableSchema
 
@@ -18,7 +19,7 @@ def latest_schemas(log: LogReader, *, wanted: Collection[TableName] | None = Non
     for header in log.headers_backwards():
         if missing is not None and not missing:
             break
-        known = {str(name) for name in found}
+        known = {str(name) for name in (*found, MESSAGES)}
         here = set(header.tables) - known if missing is None else set(header.tables) & missing
         if not here:
             continue

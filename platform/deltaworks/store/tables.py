@@ -7,7 +7,7 @@ from itertools import groupby
 import duckdb
 import pyarrow as pa
 
-from deltaworks.change import ChangeBatch
+from deltaworks.change import MESSAGES, ChangeBatch
 from deltaworks.log.change_log import StoredGroup
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
@@ -55,7 +55,9 @@ class Tables:
         """Apply whole transactions in order, each table by itself: tables share no rows. By short name."""
         by_table: defaultdict[TableName, list[ChangeBatch]] = defaultdict(list)
         for batch in batches:
-            by_table[batch.schema.name].append(batch)
+            # Messages are for readers of the log; they are no table.
+            if batch.schema.name != MESSAGES:
+                by_table[batch.schema.name].append(batch)
         done = {name.short: self._apply_table(changes) for name, changes in by_table.items()}
         newest = (batch.rows["_commit"].to_numpy().max() for changes in by_table.values() for batch in changes)
         self._applied_up_to = max(self._applied_up_to, *(int(commit) for commit in newest), 0)

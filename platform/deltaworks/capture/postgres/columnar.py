@@ -19,7 +19,8 @@ import numpy.typing as npt
 from deltaworks.capture.postgres import scan
 from deltaworks.capture.postgres.buffer import FIRST_BYTES, ReceiveBuffer
 from deltaworks.capture.postgres.clock import from_epoch_us
-from deltaworks.capture.postgres.compiled import Longs
+from deltaworks.capture.postgres.compiled import Longs, i64
+from deltaworks.capture.postgres.logical_messages import OUR_PREFIX
 from deltaworks.capture.postgres.pgoutput import (
     LogicalMessage,
     MalformedMessageError,
@@ -38,11 +39,11 @@ from deltaworks.capture.postgres.report import lsn_of, reported, undecodable
 from deltaworks.capture.postgres.shape import UnreadableRowError
 from deltaworks.capture.postgres.spill import Spill
 from deltaworks.capture.source import Slice
-from deltaworks.change import TRUNCATE, ChangeBatch
+from deltaworks.change import MESSAGE, TRUNCATE, ChangeBatch
 from deltaworks.position import START, Lsn
 
-MARK_PREFIX = "deltaworks.mark"
-"""The prefix of our marks in the WAL; other messages are not ours and are passed over."""
+MARK_PREFIX = f"{OUR_PREFIX}mark"
+"""The prefix of our marks in the WAL; messages that are not ours are changes like any other."""
 
 MOST_MESSAGE_BYTES = 1 << 30
 """No message of the server is larger: it builds them in memory that it allots in pieces below 1 GiB."""
@@ -84,6 +85,8 @@ class SliceBuilder:
     """Where transactions wait that are too large for memory; the system's own folder when left out."""
     pending_mark: str | None = None
     """The first mark of the transaction that is being read."""
+    _alone_count: int = 0
+    """Messages since the last `take` that stand outside of any transaction."""
     _spills: dict[int, Spill] = field(default_factory=dict)
     """Streamed transactions by id."""
     _spill: Spill | None = None
@@ -164,13 +167,14 @@ class SliceBuilder:
             batches=tuple(self._batches(count)) if count else (),
             position=self.position,
             # The open transaction's line is not in use before it ends.
-            transaction_count=int(state[scan.TRANSACTIONS]),
+            transaction_count=int(state[scan.TRANSACTIONS]) - self._alone_count,
             mark=self.mark,
             mark_position=self.position if self.mark is not None else None,
             mark_committed_at=from_epoch_us(int(state[scan.COMMITTED_AT_US])) if self.mark is not None else None,
             is_awaited=is_awaited,
         )
         self._taken_up_to = taken.position
+        self._alone_count = 0
         self.mark = None
         self.is_complete = False
         self._release()
@@ -422,22 +426,53 @@ class SliceBuilder:
                 continue
             if slot == scan.UNKNOWN or not self.in_transaction:
                 raise self._unplaced(relation_id)
-            self._grow()
-            line = self._changes[state[scan.COUNT]]
-            line[[scan.SLOT, scan.OP, scan.NEW, scan.OLD]] = slot, ord(TRUNCATE), 0, 0
-            line[[scan.PLACE, scan.TRANSACTION]] = state[scan.ORDINAL], state[scan.TRANSACTIONS]
-            line[[scan.END, scan.FRAME]] = state[scan.STOP], state[scan.AT]
-            state[scan.COUNT] += 1
-            state[scan.ORDINAL] += 1
+            self._add_line(slot, TRUNCATE)
 
     def _logical_message(self, message: LogicalMessage) -> None:
+        if not message.prefix.startswith(OUR_PREFIX):
+            if self.in_transaction:
+                self._add_message()
+            else:
+                self._add_message_alone(message)
         # One outside of a transaction comes out of order, so it marks nothing.
-        if message.transactional and message.prefix == MARK_PREFIX and self.pending_mark is None:
+        elif message.transactional and message.prefix == MARK_PREFIX and self.pending_mark is None:
             try:
                 self.pending_mark = message.content.decode()
             except UnicodeDecodeError as error:
                 raise self._undecodable() from error
             self._state[scan.MARKED] = 1
+
+    def _add_message(self) -> None:
+        # Behind the kind, and the transaction's id where there is one.
+        body = int(self._state[scan.AT]) + scan.MESSAGE + 1 + 4 * int(self._state[scan.HAS_XID])
+        self._add_line(self.relations.message_slot, MESSAGE, new=body)
+
+    def _add_message_alone(self, message: LogicalMessage) -> None:
+        """Take a message that stands outside of any transaction, as a transaction of its own without an id."""
+        state = self._state
+        state[scan.ORDINAL] = 0
+        self._grow()
+        clock_us = int(i64(self.buffer.data, int(state[scan.AT]) + scan.CLOCK)) + scan.POSTGRES_EPOCH_US
+        # A transaction before it may end where its record begins, but none ends inside of that.
+        behind = message.lsn + 1
+        self._transactions[state[scan.TRANSACTIONS]] = behind, 0, clock_us
+        self._add_message()
+        state[scan.TRANSACTIONS] += 1
+        self._alone_count += 1
+        state[scan.CLOSED] = state[scan.COUNT]
+        state[scan.POSITION] = max(behind, int(state[scan.POSITION]))
+        self.is_complete |= self.change_count >= state[scan.MAX_CHANGES]
+
+    def _add_line(self, slot: int, op: str, *, new: int = 0) -> None:
+        """Note a change that the message which is looked at brings; `new` is where its values are."""
+        state = self._state
+        self._grow()
+        line = self._changes[state[scan.COUNT]]
+        line[[scan.SLOT, scan.OP, scan.NEW, scan.OLD]] = slot, ord(op), new, 0
+        line[[scan.PLACE, scan.TRANSACTION]] = state[scan.ORDINAL], state[scan.TRANSACTIONS]
+        line[[scan.END, scan.FRAME]] = state[scan.STOP], state[scan.AT]
+        state[scan.COUNT] += 1
+        state[scan.ORDINAL] += 1
 
     def _batches(self, count: int) -> Iterator[ChangeBatch]:
         """A batch per table and shape, in the order of their first changes."""

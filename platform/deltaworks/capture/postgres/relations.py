@@ -7,6 +7,7 @@ import numpy as np
 
 from deltaworks.capture.postgres import scan
 from deltaworks.capture.postgres.compiled import Ints, Longs
+from deltaworks.capture.postgres.logical_messages import MessageShape
 from deltaworks.capture.postgres.pgoutput import Relation
 from deltaworks.capture.postgres.shape import Shape
 from deltaworks.schema import TableSchema
@@ -20,13 +21,22 @@ class Relations:
     """Learns from descriptions; each holds for the changes behind it, until the next one of that table."""
 
     describe: Describe
-    shapes: list[Shape] = field(default_factory=list)
+    shapes: list[Shape | MessageShape] = field(default_factory=list)
     """By slot. A shape that was replaced keeps its slot, because changes before may refer to it."""
     ids: Longs = field(default_factory=lambda: np.full(8, -1, np.int64))
     slots: Ints = field(default_factory=lambda: np.zeros(8, np.int32))
     """With `ids`: what `scan.slot_of` looks into."""
     _known: dict[int, Relation] = field(default_factory=dict)
     _slot_of: dict[int, int] = field(default_factory=dict)
+    _message_slot: int = scan.UNKNOWN
+
+    @property
+    def message_slot(self) -> int:
+        """The slot of messages that are no rows."""
+        if self._message_slot == scan.UNKNOWN:
+            self._message_slot = len(self.shapes)
+            self.shapes.append(MessageShape())
+        return self._message_slot
 
     def learn(self, relation: Relation) -> None:
         """Take note of a description."""

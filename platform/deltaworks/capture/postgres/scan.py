@@ -65,8 +65,8 @@ UNKNOWN, NOT_CAPTURED = -1, -2
 HASH_FACTOR = 2_654_435_761
 """Spreads relation ids over the table of slots (Knuth's multiplicative hash)."""
 
-MESSAGE = 30
-"""Where a message starts in its frame: 'd' and size, then 'w' and three numbers."""
+CLOCK, MESSAGE = 22, 30
+"""Where the server's clock and a message start in its frame: 'd' and size, then 'w' and three numbers."""
 
 _DATA, _WAL, _KEEP_ALIVE = ord("d"), ord("w"), ord("k")
 _BEGIN, _COMMIT, _INSERT, _UPDATE, _DELETE = ord("B"), ord("C"), ord("I"), ord("U"), ord("D")
