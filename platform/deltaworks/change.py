@@ -6,7 +6,7 @@ columns *after* the change.
 
 | meta column     | type                | holds                                                         |
 |-----------------|---------------------|---------------------------------------------------------------|
-| `_op`           | utf8                | `c` create, `u` update, `d` delete, `r` read by a dump, `t` truncate, `m` message |
+| `_op`           | utf8                | `c` create, `u` update, `d` delete, `r` read, `t` truncate, `m` message |
 | `_commit`       | uint64              | the commit position (`Lsn.value`) of the transaction          |
 | `_ordinal`      | uint32              | place in the transaction, over all tables, from 0             |
 | `_txid`         | uint64              | the source's transaction id, widened; 0 for reads             |

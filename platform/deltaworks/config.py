@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from deltaworks.connection import UNTOLD, Connection
 from deltaworks.errors import TerminalError
-from deltaworks.schema import TableName
+from deltaworks.schema import TableName, TablePattern, is_pattern
 
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=BaseModel)
@@ -47,7 +47,8 @@ class PostgresConfig(_Model):
     dump_dsn: SecretStr | None = None
     """A physical standby of the same server, which dumps are read from; the server itself when left out."""
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
-    """`name` or `schema.name`, in the order they are dumped."""
+    """`name` or `schema.name`, in the order they are dumped. With a `*`, as in `shop.*` or `order_*`, every table that
+    fits now or later, also under a new name; `check` says of those that cannot be captured why they are left out."""
     slot: str | None = None
     """The replication slot, made when it is missing; `deltaworks_<source>` when left out."""
     publication: str | None = None
@@ -78,8 +79,13 @@ class PostgresConfig(_Model):
 
     @property
     def table_names(self) -> tuple[TableName, ...]:
-        """The tables, parsed."""
-        return tuple(TableName.parse(table) for table in self.tables)
+        """The tables that are named, parsed."""
+        return tuple(TableName.parse(table) for table in self.tables if not is_pattern(table))
+
+    @property
+    def table_patterns(self) -> tuple[TablePattern, ...]:
+        """What other tables are captured too."""
+        return tuple(TablePattern.parse(table) for table in self.tables if is_pattern(table))
 
 
 class S3Config(_Model):

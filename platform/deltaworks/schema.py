@@ -69,6 +69,46 @@ class TableName:
         return f"{_quoted(self.namespace)}.{_quoted(self.name)}"
 
 
+@dataclass(frozen=True, slots=True)
+class TablePattern:
+    """Tables by what their names look like: `*` stands for any letters, none included.
+
+    >>> TablePattern.parse("order_*").holds(TableName.parse("order_line"))
+    True
+    >>> TablePattern.parse("shop.*").holds(TableName.parse("public.shop"))
+    False
+    """
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a name as `TableName.parse` does, with `*` in it."""
+        parsed = TableName.parse(text)
+        return cls(parsed.namespace, parsed.name)
+
+    def holds(self, name: TableName) -> bool:
+        """Whether a table of that name is meant."""
+        return _is_like(name.namespace, self.namespace) and _is_like(name.name, self.name)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}.{self.name}"
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a table in the configuration is written as a pattern; in double quotes a `*` is a letter like any other.
+
+    >>> is_pattern("order_*"), is_pattern('"order_*"')
+    (True, False)
+    """
+    return "*" in re.sub(r'"(?:[^"]|"")*"', "", text)
+
+
+def _is_like(text: str, pattern: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
+
+
 def _quoted(part: str) -> str:
     needs_quotes = "." in part or '"' in part or not part
     return '"' + part.replace('"', '""') + '"' if needs_quotes else part
@@ -100,7 +140,7 @@ class Column:
 class TableSchema:
     """A table's columns in their order, and its key.
 
-    `key` is never empty for a table that can be captured. `Source.check` reports tables without one.
+    `key` is empty for a table without one, whose rows are a bag: see `deltaworks.change`.
     """
 
     name: TableName

@@ -13,7 +13,6 @@ from deltaworks.schema import TableName, TableSchema
 Key = tuple[tuple[str, Text], ...]
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One change as the log has it, in texts."""

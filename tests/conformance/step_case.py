@@ -69,6 +69,7 @@ class _Run:
         prepare(self.case, self.database)
         tables = [str(table) for table in self.database.user_tables(roots=True)]
         self.settings = {"tables": tables_setting(self.case, self.database) if "publication" in self.case else tables}
+        self._mend_tables_without_key()
         steps = list(_flat(self.case["steps"]))
         for place, step in enumerate(steps):
             if "at" in step:
@@ -83,6 +84,12 @@ class _Run:
                 for hold in holds:
                     self.connectors[-1].hold(hold)
             self._do(step)
+
+    def _mend_tables_without_key(self) -> None:
+        """Do what `deltaworks check` says of them: without it, the server would refuse their updates."""
+        for finding in operate.check(self._config(), SOURCE):
+            if "replica identity full" in finding.mend:
+                self.database.run(finding.mend.partition(";")[0])
 
     def outcome(self) -> Outcome:
         """What came out, once everything that lives has caught up."""

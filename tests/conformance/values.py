@@ -32,7 +32,7 @@ def row_texts(schema: TableSchema, values: Mapping[str, Any], names: Iterable[st
     as_text = dict(values.get("_as_text") or ())
     return {
         name: as_text[name] if name in as_text else text_of(values.get(name), schema.column(name))
-        for name in names or schema.names
+        for name in (schema.names if names is None else names)
     }
 
 

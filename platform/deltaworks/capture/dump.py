@@ -160,9 +160,11 @@ class Settled:
     `reads` and `deletes` are `None` when there is nothing to give out. `repaired` has the keys of rows
     that moved and are known to be complete now; `strays` of those that are not and must be read again.
     `missing` are the asked keys that have no row. `is_stale` means that the table changed its shape
-    after the chunk was read: nothing may be used, the chunk must be read again.
+    after the chunk was read: nothing may be used, the chunk must be read again. `reset` is the truncate
+    that comes before the reads of a table without a key, see `capture.bag`.
     """
 
+    reset: ChangeBatch | None = None
     reads: ChangeBatch | None = None
     deletes: ChangeBatch | None = None
     repaired: frozenset[TextKey] = frozenset()
@@ -182,14 +184,14 @@ def settle(chunk: Chunk, unseen: Iterable[ChangeBatch], *, position: Lsn, commit
     `position` and `committed_at` are those of the mark; every read carries them.
     """
     unseen = list(unseen)
-    doubtful = _doubtful(unseen, chunk)
-    if any(not _same_shape(batch.schema, chunk.schema) for batch in unseen) or _has_doubtful_truncate(unseen, doubtful):
+    hidden = doubtful(unseen, chunk)
+    if any(not same_shape(batch.schema, chunk.schema) for batch in unseen) or _has_doubtful_truncate(unseen, hidden):
         return Settled(is_stale=True)
     _check_keys_differ(chunk)
     merge = _Merge.of(chunk, unseen)
     for batch in unseen:
         for change in streamed_changes(merge.concerned(batch)):
-            if change.txid in doubtful:
+            if change.txid in hidden:
                 merge.doubt(change)
             else:
                 merge.apply(change)
@@ -338,8 +340,8 @@ class _Merge:
         gone = [place for place, is_silent in enumerate(self.absent.values()) if is_silent]
         deleted = chunk.rows.slice(0, 0) if chunk.absent is None else chunk.absent.take(pa.array(gone, pa.int64()))
         return Settled(
-            reads=_as_changes(READ, chunk, reads, first=0, position=position, committed_at=committed_at),
-            deletes=_as_changes(DELETE, chunk, deleted, first=len(reads), position=position, committed_at=committed_at),
+            reads=as_changes(READ, chunk, reads, first=0, position=position, committed_at=committed_at),
+            deletes=as_changes(DELETE, chunk, deleted, first=len(reads), position=position, committed_at=committed_at),
             repaired=frozenset(self.repaired - self.again),
             strays=frozenset(self.again),
             missing=tuple(text_key(key) for key in self.absent if key not in self.returned),
@@ -408,7 +410,7 @@ def _distinct(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array | None:
     return pc.unique(pa.chunked_array(arrays, kind))
 
 
-def _as_changes(
+def as_changes(
     op: str, chunk: Chunk, rows: pa.RecordBatch, *, first: int, position: Lsn, committed_at: datetime
 ) -> ChangeBatch | None:
     """Rows as changes at a mark, with ordinals from `first`; `None` without any."""
@@ -430,17 +432,17 @@ def _as_changes(
     return ChangeBatch(chunk.schema, pa.RecordBatch.from_arrays([*meta, *rows.columns, *before], schema=schema))
 
 
-def _doubtful(unseen: list[ChangeBatch], chunk: Chunk) -> set[int]:
+def doubtful(unseen: list[ChangeBatch], chunk: Chunk) -> set[int]:
     """The transactions that the chunk's snapshot may see or not."""
     found = {pair for batch in unseen for pair in transactions(batch)}
     return {txid for txid, commit in found if chunk.visible_in.sees(txid, commit=commit) is None}
 
 
-def _has_doubtful_truncate(unseen: list[ChangeBatch], doubtful: set[int]) -> bool:
-    if not doubtful:
+def _has_doubtful_truncate(unseen: list[ChangeBatch], hidden: set[int]) -> bool:
+    if not hidden:
         return False
     truncates = (batch.rows.filter(pc.equal(batch.rows.column("_op"), TRUNCATE)) for batch in unseen)
-    return any(txid in doubtful for rows in truncates for txid in rows.column("_txid").to_pylist())
+    return any(txid in hidden for rows in truncates for txid in rows.column("_txid").to_pylist())
 
 
 def _check_keys_differ(chunk: Chunk) -> None:
@@ -455,7 +457,8 @@ def _check_keys_differ(chunk: Chunk) -> None:
         raise InvariantError(f"cannot settle a chunk of {chunk.schema.name}: two of its rows have one key")
 
 
-def _same_shape(one: TableSchema, other: TableSchema) -> bool:
+def same_shape(one: TableSchema, other: TableSchema) -> bool:
+    """Whether rows of both have the same columns and keys."""
     if one.key != other.key or one.names != other.names:
         return False
     return all(ours.type.equals(theirs.type) for ours, theirs in zip(one.columns, other.columns, strict=True))
@@ -469,14 +472,13 @@ def _keys(rows: pa.RecordBatch, schema: TableSchema) -> Iterator[Key]:
 
 def _key(values: Mapping[str, Any], texts: Mapping[str, str], schema: TableSchema, text_of: str = "") -> Key:
     """A key that compares as the source's: a part that its column cannot hold is its text."""
-    return tuple(
-        texts.get(text_of + name) if values[name] is None else _comparable(values[name]) for name in schema.key
-    )
+    return tuple(texts.get(text_of + name) if values[name] is None else comparable(values[name]) for name in schema.key)
 
 
-def _comparable(part: Any) -> Any:  # Any: a key column may have any type
+def comparable(part: Any) -> Any:  # Any: a column may have any type
+    """A value in a form that may stand in a set and equals itself."""
     if isinstance(part, list):
-        return tuple(_comparable(item) for item in part)
+        return tuple(comparable(item) for item in part)
     # Python's NaN differs from itself; PostgreSQL's is one key.
     return "NaN" if isinstance(part, float) and part != part else part  # noqa: PLR0124
 

@@ -233,7 +233,9 @@ def compare(old: Survey, new: Survey) -> Iterator[SchemaChange]:
     for name, table in new.tables.items():
         before = old.tables.get(name)
         if before is None:
-            yield _change(name, None, table, new.position, what=["table is new"])
+            was = next((str(other) for other, known in old.tables.items() if known.identity == table.identity), None)
+            said = "table is new" if was is None else f"table is new, it was named {was}"
+            yield _change(name, None, table, new.position, what=[said])
             continue
         what, reasons, may_lose_rows = _compare_table(before, table)
         if is_altered and not may_lose_rows:

@@ -25,6 +25,7 @@ from typing import Any
 import structlog
 
 from deltaworks import faults
+from deltaworks.capture.bag import settle_bag
 from deltaworks.capture.dump import DumpState, Settled, TableDump, settle, strays
 from deltaworks.capture.pace import Pace
 from deltaworks.capture.recent import Recent
@@ -178,12 +179,16 @@ class Dumping:
         """Dump a table anew, from its first row: the log missed what changed in it."""
         part = self._initial.get(table)
         if part is None:
+            self._initial[table] = self._part(INITIAL, table, None)
+            self.is_unsaved = True
             return
         logger.warning("a table is dumped again", source=self.source.name, table=str(table), reason=reason)
         self._drop_reads(part)
         # A new fence: what was streamed before now and is not visible yet ends before the first chunk is read.
         self._fence, self._is_fence_passed = None, False
-        part.cursor = TableDump()
+        for each in [part, *(each for each in self._parts() if each.table == table and not each.is_done)]:
+            self._drop_reads(each)
+            each.cursor = TableDump()
         self.is_unsaved = True
 
     def settle(self, taken: Slice) -> tuple[ChangeBatch, ...]:
@@ -198,12 +203,13 @@ class Dumping:
             raise InvariantError(f"cannot settle a chunk of {part.table}: its mark came back without a position")
         self._flight = None
         unseen = self._recent.unseen(part.table, chunk.visible_in)
-        settled = settle(chunk, unseen, position=taken.mark_position, committed_at=taken.mark_committed_at)
+        settle_rows = settle if chunk.schema.key else settle_bag
+        settled = settle_rows(chunk, unseen, position=taken.mark_position, committed_at=taken.mark_committed_at)
         if settled.is_stale:
             logger.info("a chunk is read again: the table changed its shape", table=str(part.table))
             return ()
         self._move_cursor(part, flight, settled)
-        return tuple(batch for batch in (settled.reads, settled.deletes) if batch is not None)
+        return tuple(batch for batch in (settled.reset, settled.reads, settled.deletes) if batch is not None)
 
     def saved(self) -> None:
         """Note that the progress was stored; only now is it told how dumps ended."""

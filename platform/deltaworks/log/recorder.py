@@ -227,6 +227,8 @@ class _Run:
                 self._redump(change.table, reason=change.needs_dump, since=change.position, change=change)
             elif change.needs_dump:
                 self._dumping.restart(change.table, change.needs_dump)
+            elif change.old is None:
+                self._dumping.restart(change.table, "it is new")
             elif change.is_rekeyed and not self._dumping.is_table_done(change.table):
                 self._dumping.restart(change.table, "its key changed while it was dumped")
 

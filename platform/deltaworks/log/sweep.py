@@ -129,12 +129,21 @@ class Sweep:
 
     def _take(self, group: StoredGroup) -> None:
         for batch in group.batches:
-            if batch.schema.name in self._owed:
+            if batch.schema.name in self._owed and not batch.schema.key:
+                # A dump of a table without a key begins with a truncate, so what is gone is gone with that.
+                if pc.any(pc.equal(batch.rows.column("_op"), TRUNCATE)).as_py():
+                    self._forget_rows(batch.schema.name)
+            elif batch.schema.name in self._owed:
                 keys = self._keys.setdefault((batch.schema.name, _shape(batch.schema)), _Keys(batch.schema))
                 keys.add(batch)
                 if keys.is_emptied:
                     self._empty_others(keys)
         self._read_up_to = group.header.sequence
+
+    def _forget_rows(self, table: TableName) -> None:
+        for keys in self._keys.values():
+            if keys.schema.name == table:
+                keys.clear()
 
     def _empty_others(self, emptied: "_Keys") -> None:
         emptied.is_emptied = False

@@ -73,7 +73,14 @@ def schema_faults(table: Table[R], actual: TableSchema, *, key: str, is_keyed_by
 
     `key` is the column that groups its rows; `is_keyed_by` asks that it is the table's whole key.
     """
-    if is_keyed_by and actual.key != (key,):
+    if not actual.key:
+        yield SchemaFault(
+            table=table.name,
+            column=key,
+            declared="a table with a key",
+            actual="it has none, so its changes do not say which row they are of; give it a primary key at the source",
+        )
+    elif is_keyed_by and actual.key != (key,):
         yield SchemaFault(
             table=table.name, column=key, declared="the table's key", actual=f"the key is {', '.join(actual.key)}"
         )

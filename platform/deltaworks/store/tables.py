@@ -12,8 +12,9 @@ from deltaworks.log.change_log import StoredGroup
 from deltaworks.position import START, Lsn
 from deltaworks.schema import TableName, TableSchema
 from deltaworks.store.apply import Applied, apply
+from deltaworks.store.bag import apply_bag, rows_of
 from deltaworks.store.evolve import evolve
-from deltaworks.store.texts import spread, text_columns
+from deltaworks.store.texts import spread, text_columns, texts_needed
 
 SLICE_CHANGES = 500_000
 """Changes applied at a time: about 100 MB of 20-column rows, and few enough statements."""
@@ -69,6 +70,9 @@ class Tables:
         for schema, run in groupby(batches, key=lambda batch: batch.schema):
             target = self._evolved(schema)
             rows = pa.Table.from_batches([batch.rows for batch in run])
+            if not schema.key:
+                total += self._apply_to_bag(schema, target, rows)
+                continue
             wide, changes = spread(schema, rows, present=self._texts[schema.name])
             if len(wide.columns) - len(schema.columns) > len(self._texts[schema.name]):
                 self._evolved(wide)
@@ -76,6 +80,18 @@ class Tables:
                 self._connection, target=target, schema=wide, changes=changes, applied_up_to=self._applied_up_to
             )
         return total
+
+    def _apply_to_bag(self, schema: TableSchema, target: str, changes: pa.Table) -> Applied:
+        is_emptied, came, went = rows_of(schema, changes)
+        if is_emptied:
+            self._connection.execute(f"delete from {target}")
+        # Both with the same text columns, those that only one of them needs included.
+        present = self._texts[schema.name] | texts_needed(schema, came) | texts_needed(schema, went)
+        (wide, came), (_, went) = (spread(schema, rows, present=present) for rows in (came, went))
+        if present != self._texts[schema.name]:
+            self._evolved(wide)
+        applied = apply_bag(self._connection, target=target, schema=wide, came=came, went=went)
+        return Applied(changes=changes.num_rows, upserted=applied.upserted, deleted=applied.deleted)
 
     def _evolved(self, schema: TableSchema) -> str:
         """The quoted table, brought to this shape unless it has it since the last call."""

@@ -73,6 +73,12 @@ def spread(schema: TableSchema, rows: pa.Table, *, present: Collection[str] = ()
     return wide, rows
 
 
+def texts_needed(schema: TableSchema, rows: pa.Table) -> frozenset[str]:
+    """The columns that `spread` gives these rows a text column for."""
+    wide, _ = spread(schema, rows)
+    return frozenset(name.removeprefix(PREFIX) for name in wide.names[len(schema.names) :])
+
+
 def moment_value(text: str, kind: pa.DataType) -> int | None:
     """A date or time as DuckDB stores it, from PostgreSQL's text; `None` where DuckDB has no such value.
 

@@ -184,6 +184,8 @@ def _compare(
     table = widened(table, text_columns(connection, source, table) | text_columns(connection, stored, table))
     for schema in (_SOURCE_ROWS, log):
         evolve(connection, database=_SCRATCH, schema=schema, table=table)
+    if not table.key:
+        return _compare_bags(connection, source, stored, table)
     same = "is not distinct from" if has_texts(table) else "="
     others = [name for name in table.names if name not in table.key]
     differs = " or ".join(f"{quoted('s', name)} is distinct from {quoted('l', name)}" for name in others)
@@ -203,6 +205,19 @@ def _compare(
         lake_rows=_count(connection, stored),
         differing=_count(connection, "temp.differing"),
         sample=tuple(connection.execute(_SQL["sample"].format_map(names)).fetchall()),
+    )
+
+
+def _compare_bags(connection: duckdb.DuckDBPyConnection, source: str, stored: str, table: TableSchema) -> TableVerdict:
+    """Compare a table without a key: `differing` counts rows that one side has more often, none of them is shown."""
+    values = ", ".join(quoted(name) for name in table.names)
+    connection.execute(_SQL["differing_bags"].format(source=source, stored=stored, values=values))
+    return TableVerdict(
+        table=table.name.short,
+        source_rows=_count(connection, source),
+        lake_rows=_count(connection, stored),
+        differing=_count(connection, "temp.differing"),
+        sample=(),
     )
 
 

@@ -11,5 +11,11 @@ from {source} as s
 full join {stored} as l on {same_key}
 where s._is_here is null or l._is_here is null or {differs};
 
+-- name: differing_bags
+create or replace temp table differing as
+(select {values} from {source} except all select {values} from {stored})
+union all
+(select {values} from {stored} except all select {values} from {source});
+
 -- name: sample
 select {key} from differing order by all limit {limit};

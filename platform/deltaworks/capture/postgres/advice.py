@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from psycopg import sql
 from pydantic import SecretStr
 
-from deltaworks.capture.postgres.catalog import AnyConnection, CatalogRow, query
+from deltaworks.capture.postgres.catalog import AnyConnection, CatalogRow, query, quoted
 from deltaworks.capture.postgres.connect import connect
 from deltaworks.capture.postgres.preflight import State, Wanted
 from deltaworks.capture.postgres.transport import is_local
@@ -29,6 +29,8 @@ def warnings(state: State, wanted: Wanted, connection: AnyConnection) -> list[Fi
         *_of_connection(connection, wanted),
         *_of_role(state, wanted),
         *_of_columns(state, wanted, connection),
+        *_of_keyless(state, connection),
+        *wanted.left_out,
     ]
 
 
@@ -143,6 +145,18 @@ def _unsent(columns: Sequence[str], name: TableName, state: State) -> list[str]:
     if published is None or published.columns is None:
         return []
     return [column for column in columns if column not in published.columns]
+
+
+def _of_keyless(state: State, connection: AnyConnection) -> list[Finding]:
+    return [
+        _warning(
+            f"table {name} has no key and the default replica identity: while it is published, the server refuses to"
+            " update or delete its rows",
+            sql.SQL("alter table {} replica identity full;").format(quoted(name)).as_string(connection),
+        )
+        for name, table in state.tables.items()
+        if not table.key and table.identity == "d" and name in state.published
+    ]
 
 
 def _generated_mend(state: State, wanted: Wanted) -> str:

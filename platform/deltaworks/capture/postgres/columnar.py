@@ -419,7 +419,6 @@ class SliceBuilder:
         self.relations.learn(message)
 
     def _truncate(self, message: Truncate) -> None:
-        state = self._state
         for relation_id in message.relation_ids:
             slot = self.relations.slot(relation_id)
             if slot == scan.NOT_CAPTURED:

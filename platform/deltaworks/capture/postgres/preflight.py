@@ -1,7 +1,7 @@
 """What keeps a PostgreSQL database from being captured: everything at once, each with its mend."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -15,8 +15,9 @@ from deltaworks.capture.postgres.catalog import (
     query,
     quoted,
 )
-from deltaworks.capture.source import Finding
-from deltaworks.schema import TableName
+from deltaworks.capture.postgres.reading import BAG_BYTES
+from deltaworks.capture.source import Finding, Severity
+from deltaworks.schema import TableName, TablePattern
 
 OLDEST_VERSION = 140000
 """pgoutput passes messages, which our marks are, from PostgreSQL 14 on."""
@@ -26,12 +27,15 @@ _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a source is configured to use."""
+    """What a source is configured to use. `resolve` turns `patterns` into further `tables`."""
 
     source: str
     tables: Sequence[TableName]
     publication: str
     slot: str
+    patterns: Sequence[TablePattern] = ()
+    left_out: Sequence[Finding] = ()
+    """Why tables that a pattern holds for are not among `tables`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,8 @@ class State:
     slot: CatalogRow | None
     hidden: frozenset[int] = frozenset()
     """Oids of tables whose row-level security hides rows from our role."""
+    large: frozenset[int] = frozenset()
+    """Oids of tables without a key that are too large to be read whole."""
 
     @property
     def may_publish(self) -> bool:
@@ -52,13 +58,57 @@ class State:
         return bool(self.server["is_superuser"]) or all(table.is_owner for table in self.tables.values())
 
 
+def resolve(connection: AnyConnection, wanted: Wanted) -> Wanted:
+    """The tables that are there now for the patterns, behind those that are named.
+
+    One that cannot be captured is left out: somebody who makes a table must not end the capture of all others.
+    """
+    if not wanted.patterns:
+        return wanted
+    likes = [(_like(pattern.namespace), _like(pattern.name)) for pattern in wanted.patterns]
+    found = query(connection, "matching", namespaces=[each for each, _ in likes], names=[each for _, each in likes])
+    matching = [name for row in found if (name := TableName(row["namespace"], row["name"])) not in wanted.tables]
+    trial = replace(wanted, tables=matching, patterns=())
+    state = inspect(connection, trial)
+    wrong = {
+        name: [*_of_table(name, state, trial, connection), *_of_published(name, state, trial)] for name in matching
+    }
+    for name in unpublished(state, trial):
+        if not (state.tables[name].is_owner or state.server["is_superuser"]):
+            wrong[name].append(_unpublishable(name, wanted, connection))
+    return replace(
+        wanted,
+        tables=(*wanted.tables, *(name for name in matching if not wrong[name])),
+        patterns=(),
+        left_out=tuple(_left_out(name, finding) for name in matching for finding in wrong[name]),
+    )
+
+
+def _like(pattern: str) -> str:
+    """A pattern of ours as SQL's."""
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%")
+
+
+def _unpublishable(name: TableName, wanted: Wanted, connection: AnyConnection) -> Finding:
+    mend = _said(extend_publication(wanted, [name]), connection) + "; -- as the table's owner"
+    return Finding(what=f"{name} is not published and is somebody else's", mend=mend)
+
+
+def _left_out(name: TableName, finding: Finding) -> Finding:
+    return replace(finding, what=f"{name} is left out: {finding.what}", severity=Severity.WARNING)
+
+
 def inspect(connection: AnyConnection, wanted: Wanted) -> State:
     """Ask the server for all of it."""
     tables = find_tables(connection, wanted.tables)
     hidden = query(connection, "hidden", oids=[table.oid for table in tables.values()])
+    keyless = [table.oid for table in tables.values() if not table.key and table.kind in ("r", "p")]
+    sizes = query(connection, "sizes", oids=keyless) if keyless else []
     return State(
         server=query(connection, "server")[0],
         tables=tables,
+        large=frozenset(row["oid"] for row in sizes if row["bytes"] > BAG_BYTES),
         hidden=frozenset(row["oid"] for row in hidden),
         published=find_published(connection, wanted.publication),
         publication=next(iter(query(connection, "publication", publication=wanted.publication)), None),
@@ -78,8 +128,9 @@ def create_publication(wanted: Wanted, *, version: int) -> sql.Composed:
     """The statement that publishes the tables."""
     # Stored generated columns can be sent from 18 on; before, they are left out of log and dump alike.
     generated = sql.SQL(", publish_generated_columns = stored" if version >= 180000 else "")
-    return sql.SQL("create publication {} for table {} with (publish_via_partition_root = true{})").format(
-        sql.Identifier(wanted.publication), sql.SQL(", ").join(map(quoted, wanted.tables)), generated
+    tables = sql.SQL(" for table {}").format(sql.SQL(", ").join(map(quoted, wanted.tables)))
+    return sql.SQL("create publication {}{} with (publish_via_partition_root = true{})").format(
+        sql.Identifier(wanted.publication), tables if wanted.tables else sql.SQL(""), generated
     )
 
 
@@ -176,10 +227,18 @@ def _of_table(name: TableName, state: State, wanted: Wanted, connection: AnyConn
                 mend=_said(sql.SQL("alter table {} replica identity default").format(quoted(name)), connection),
             )
         )
-    elif not table.key:
+    elif not table.key and table.identity != "f" and name not in state.published:
+        full = sql.SQL("alter table {} replica identity full").format(quoted(name))
         found.append(
             Finding(
-                what=f"table {name} has no primary key",
+                what=f"table {name} has no primary key: once it is published, the server refuses updates and deletes",
+                mend=_said(full, connection) + "; -- or add a primary key, which costs less",
+            )
+        )
+    if table.oid in state.large:
+        found.append(
+            Finding(
+                what=f"table {name} has no primary key, so it is dumped whole, and more than {BAG_BYTES >> 20} MB",
                 mend=_said(
                     sql.SQL("alter table {} add primary key (…); -- name the columns").format(quoted(name)), connection
                 ),

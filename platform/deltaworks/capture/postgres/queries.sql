@@ -61,6 +61,24 @@ join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = asked.name
 where c.relkind in ('r', 'p', 'v', 'm', 'f')
 order by asked.place
 
+-- name: matching
+-- Tables of users whose names are like one of the patterns; partitions come under the name of their table.
+select n.nspname::text as namespace, c.relname::text as name
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p'
+  and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+  and exists (select from unnest(%(namespaces)s::text[], %(names)s::text[]) as asked (namespace, name)
+              where n.nspname like asked.namespace and c.relname like asked.name)
+order by n.nspname, c.relname
+
+-- name: sizes
+-- The size of tables on disk, that of their partitions included.
+select asked.oid::bigint as oid,
+       coalesce((select sum(pg_catalog.pg_table_size(part.relid)) from pg_catalog.pg_partition_tree(asked.oid) part),
+                pg_catalog.pg_table_size(asked.oid))::bigint as bytes
+from unnest(%(oids)s::oid[]) as asked (oid)
+
 -- name: columns
 -- The columns of tables, in their order. `published` is null where the publication does not name columns.
 select a.attrelid::bigint as oid,

@@ -21,7 +21,7 @@ from deltaworks.capture.postgres.cells import Cells, read_cells
 from deltaworks.capture.postgres.fetch import Fetch, Piece, has_bare_socket
 from deltaworks.capture.postgres.snapshot import Snapshot
 from deltaworks.capture.postgres.types import Held
-from deltaworks.capture.source import Chunk, Visibility
+from deltaworks.capture.source import Chunk, DumpBlockedError, Visibility
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.schema import TableName, TableSchema
 
@@ -30,6 +30,9 @@ COUNTED_BYTES = 64 << 20
 
 CHUNK_BYTES = 32 << 20
 """A chunk ends early at this size, as the server sends it: so memory is bounded whatever the rows are."""
+
+BAG_BYTES = 256 << 20
+"""A table without a key is read as one chunk, whole, and so up to this size only."""
 
 Key = tuple[str, ...]
 
@@ -58,8 +61,14 @@ class _Select:
     values: tuple[str, ...]
 
 
+class TooLargeWithoutKeyError(TerminalError):
+    """A table has no key to be read by in parts, and is too large to be read whole."""
+
+
 def last_key(connection: AnyConnection, schema: TableSchema) -> Key | None:
-    """The largest key now, as text in key order; `None` for an empty table."""
+    """The largest key now, as text in key order; `None` for an empty table, `()` for any without a key."""
+    if not schema.key:
+        return ()
     statement = sql.SQL("select {} from {} order by {} limit 1").format(
         _names(schema.key), quoted(schema.name), sql.SQL(", ").join(_descending(name) for name in schema.key)
     )
@@ -81,14 +90,26 @@ def read_range(
     began_at = time.monotonic()
     with _snapshot(connection, table, see) as visible_in:
         schema = describe(table, connection)
+        _check_fits(schema, within)
         bound = None if within.where is None else _bound(connection, schema, within)
         rows = _Rows(schema, in_binary=() if as_text or not has_bare_socket(connection) else _in_binary(schema))
-        fetch = rows.fetch(connection, _in_range(schema, within, bound=bound))
+        fetch = rows.fetch(
+            connection,
+            _in_range(schema, within, bound=bound) if schema.key else _whole(schema),
+            most_bytes=CHUNK_BYTES if schema.key else BAG_BYTES,
+        )
         with _condition_blamed(within.where, table):
             rows.take(fetch.run(connection))
     if rows.has_odd_value:
         return read_range(connection, table, describe=describe, see=see, within=within, as_text=True)
-    if fetch.is_cut:
+    if fetch.is_cut and not schema.key:
+        raise TooLargeWithoutKeyError(
+            f"cannot dump {table}: it has no key and more than {BAG_BYTES >> 20} MB, and can only be read whole; "
+            "give it a primary key, or take it out of the source's tables"
+        )
+    if not schema.key:
+        following = None
+    elif fetch.is_cut:
         following = rows.last_key
         if following is None:
             raise InvariantError(f"cannot go on with {table}: its chunk was cut before the first row; report this")
@@ -113,6 +134,8 @@ def read_keys(
     began_at = time.monotonic()
     with _snapshot(connection, table, see) as visible_in:
         schema = describe(table, connection)
+        if not schema.key:
+            raise TerminalError(f"cannot read rows of {table} by key: it has none; dump it whole")
         rows, absent = _Rows(schema), _Rows(schema, only=schema.key)
         rows.take(rows.fetch(connection, _with_keys(schema, keys), most_bytes=1 << 62).run(connection))
         absent.take(absent.fetch(connection, _without_row(schema, keys)).run(connection))
@@ -244,6 +267,22 @@ class _Rows:
 def _in_binary(schema: TableSchema) -> tuple[bool, ...]:
     """The columns to ask for in binary; never those of the key, whose text is the cursor."""
     return tuple(column.name not in schema.key and is_read_from_binary(column.type) for column in schema.columns)
+
+
+def _check_fits(schema: TableSchema, within: Range) -> None:
+    """Check that the range is one of the key that the table has now."""
+    if not schema.key and within.where is not None:
+        raise TerminalError(
+            f"cannot dump a part of {schema.name}: it has no key, so rows that are read again could not replace those "
+            "from before; dump it whole, or give it a primary key"
+        )
+    if len(within.up_to_key) != len(schema.key):
+        raise DumpBlockedError(f"the key of {schema.name} is another one now; its dump begins anew")
+
+
+def _whole(schema: TableSchema) -> _Select:
+    """All rows, in the order of the table's blocks."""
+    return _Select(sql.SQL("select {} from {}").format(_names(schema.names), quoted(schema.name)), ())
 
 
 def _in_range(schema: TableSchema, within: Range, *, bound: Key | None) -> _Select:

@@ -23,18 +23,27 @@ def role_sql(dsn: SecretStr, wanted: Wanted, *, version: int = 0) -> str:
     """
     parts = parse(dsn, name=wanted.source)
     role, database = str(parts.get("user") or DEFAULT_ROLE), str(parts.get("dbname") or parts.get("user") or "postgres")
-    names = list(dict.fromkeys(name.namespace for name in wanted.tables))
-    grants = [
-        sql.SQL("grant usage on schema {} to {};").format(sql.Identifier(name), sql.Identifier(role)) for name in names
-    ]
+    grantee = sql.Identifier(role)
+    of_patterns = dict.fromkeys(pattern.namespace for pattern in wanted.patterns)
+    names = dict.fromkeys([*(name.namespace for name in wanted.tables), *of_patterns])
+    grants = [sql.SQL("grant usage on schema {} to {};").format(sql.Identifier(name), grantee) for name in names]
+    if wanted.tables:
+        tables = sql.SQL(", ").join(map(quoted, wanted.tables))
+        grants.append(sql.SQL("grant select on table {} to {};").format(tables, grantee))
+    for name in of_patterns:
+        # A right cannot be given by a pattern of names, so it is for the whole schema, tables to come included.
+        schema = sql.Identifier(name)
+        grants.append(sql.SQL("grant select on all tables in schema {} to {};").format(schema, grantee))
+        grants.append(
+            sql.SQL("alter default privileges in schema {} grant select on tables to {};").format(schema, grantee)
+        )
     template = files(__package__).joinpath("role.sql").read_text(encoding="utf-8")
     return template.format(
         source=wanted.source,
         role=_said(sql.Identifier(role)),
         role_name=role,
         database=_said(sql.Identifier(database)),
-        schemas="\n".join(_said(grant) for grant in grants),
-        tables=_said(sql.SQL(", ").join(map(quoted, wanted.tables))),
+        grants="\n".join(_said(grant) for grant in grants),
         publication=_said(create_publication(wanted, version=version)),
     )
 

@@ -7,8 +7,7 @@ create role {role} login replication;
 -- In psql, `\password {role_name}` sets the password without leaving it in a history or a log.
 
 grant connect on database {database} to {role};
-{schemas}
-grant select on table {tables} to {role};
+{grants}
 
 -- The tables' owner publishes, so the role needs no right to create anything.
 {publication};

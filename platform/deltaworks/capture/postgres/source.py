@@ -76,6 +76,7 @@ class PostgresSource:
         self._wanted = preflight.Wanted(
             source=name,
             tables=config.table_names,
+            patterns=config.table_patterns,
             publication=config.publication or f"deltaworks_{name}",
             slot=config.slot or f"deltaworks_{name}",
         )
@@ -95,9 +96,10 @@ class PostgresSource:
     def check(self) -> Sequence[Finding]:
         """Everything missing on the server, all at once, then what is worth a warning; no errors when it is ready."""
         with self._asking("look at the server") as connection:
-            state = preflight.inspect(connection, self._wanted)
-            found = preflight.findings(state, self._wanted, connection)
-            advised = advice.warnings(state, self._wanted, connection)
+            wanted = preflight.resolve(connection, self._wanted)
+            state = preflight.inspect(connection, wanted)
+            found = preflight.findings(state, wanted, connection)
+            advised = advice.warnings(state, wanted, connection)
         if not found:
             # Only a try shows what a rule of pg_hba.conf or a pooler on the way makes of it.
             found = advice.refused_stream(self._dsn, name=self.name)
@@ -113,15 +115,16 @@ class PostgresSource:
         Creating a slot waits for the transactions that write at that moment.
         """
         with self._asking("prepare the server") as connection:
-            state = preflight.inspect(connection, self._wanted)
-            found = preflight.findings(state, self._wanted, connection)
+            wanted = preflight.resolve(connection, self._wanted)
+            state = preflight.inspect(connection, wanted)
+            found = preflight.findings(state, wanted, connection)
             if found:
                 raise SourceNotReadyError(_listing(self.name, found))
             # The publication comes first: the log before it cannot be read with it.
             if state.publication is None:
-                connection.execute(preflight.create_publication(self._wanted, version=connection.info.server_version))
-            elif missing := preflight.unpublished(state, self._wanted):
-                connection.execute(preflight.extend_publication(self._wanted, missing))
+                connection.execute(preflight.create_publication(wanted, version=connection.info.server_version))
+            elif missing := preflight.unpublished(state, wanted):
+                connection.execute(preflight.extend_publication(wanted, missing))
             if with_slot and state.slot is None:
                 slots.create_slot(connection, self._wanted.slot, source=self.name)
 
@@ -132,17 +135,19 @@ class PostgresSource:
     def tables(self) -> Sequence[TableSchema]:
         """The captured tables as they are now, in configured order."""
         with self._asking("describe the tables") as connection:
-            facts = find_tables(connection, self._wanted.tables)
-            missing = [str(name) for name in self._wanted.tables if name not in facts]
+            wanted = preflight.resolve(connection, self._wanted)
+            facts = find_tables(connection, wanted.tables)
+            missing = [str(name) for name in wanted.tables if name not in facts]
             if missing:
                 raise SourceNotReadyError(f"cannot describe tables of source {self.name!r}: no {', '.join(missing)}")
-            schemas = describe_tables(connection, facts.values(), find_published(connection, self._wanted.publication))
-        return [schemas[name] for name in self._wanted.tables]
+            schemas = describe_tables(connection, facts.values(), find_published(connection, wanted.publication))
+        return [schemas[name] for name in wanted.tables]
 
     def survey(self) -> Survey:
         """What the catalog says of the source and its captured tables now."""
         with self._asking("survey the tables") as connection:
-            return take_survey(connection, tables=self._wanted.tables, publication=self._wanted.publication)
+            wanted = preflight.resolve(connection, self._wanted)
+            return take_survey(connection, tables=wanted.tables, publication=wanted.publication)
 
     def open(self, *, resume_after: Lsn, known: Survey | None = None) -> AbstractContextManager[PostgresStream]:
         """Start streaming what was committed after `resume_after`; from the slot's own position for `START`.
@@ -274,9 +279,9 @@ class PostgresSource:
 
     def snapshot(self) -> AbstractContextManager[PostgresSnapshot]:
         """All captured tables as of one exact position of the WAL, over connections of its own."""
-        return take_snapshot(
-            self._dsn, name=self.name, tables=self._wanted.tables, publication=self._wanted.publication
-        )
+        with self._asking("find the tables") as connection:
+            wanted = preflight.resolve(connection, self._wanted)
+        return take_snapshot(self._dsn, name=self.name, tables=wanted.tables, publication=wanted.publication)
 
     def has_uncaptured(self) -> bool:
         """Whether the slot has changes of our tables to give; asking takes none of them."""
@@ -340,24 +345,28 @@ class PostgresSource:
         return self._standby
 
     def _describe(self, relation: Relation) -> TableSchema | None:
-        if TableName(relation.namespace, relation.name) not in self._wanted.tables:
+        name = TableName(relation.namespace, relation.name)
+        if name not in self._wanted.tables and not any(pattern.holds(name) for pattern in self._wanted.patterns):
             return None
-        with self._asking(f"describe {relation.namespace}.{relation.name}") as connection:
+        with self._asking(f"describe {name}") as connection:
+            if name not in self._wanted.tables:
+                # One that has another name by now had this one when it was written to.
+                is_there = bool(find_tables(connection, [name]))
+                if is_there and name not in preflight.resolve(connection, self._wanted).tables:
+                    return None
             schema = describe_relation(connection, relation)
-        if not schema.key:
-            raise SourceNotReadyError(f"cannot capture {schema.name} any further: it has lost its key; give it one")
+        if relation.identity == "n":
+            raise SourceNotReadyError(
+                f"cannot capture {name} any further: with replica identity nothing its updates do not say which row; "
+                "set it back to default, or to full"
+            )
         return schema
 
     def _describe_now(self, table: TableName, connection: AnyConnection) -> TableSchema:
         facts = find_tables(connection, [table])
         if table not in facts:
             raise SourceNotReadyError(f"cannot find table {table} of source {self.name!r}; was it dropped or renamed?")
-        schema = describe_tables(connection, facts.values(), find_published(connection, self._wanted.publication))[
-            table
-        ]
-        if not schema.key:
-            raise SourceNotReadyError(f"cannot read {table} of source {self.name!r}: it has no key; give it one")
-        return schema
+        return describe_tables(connection, facts.values(), find_published(connection, self._wanted.publication))[table]
 
 
 def _listing(source: str, found: Sequence[Finding]) -> str:

@@ -4,7 +4,7 @@ from pydantic import SecretStr
 
 from deltaworks.capture.postgres.catalog import CatalogRow, query
 from deltaworks.capture.postgres.connect import connect, translated
-from deltaworks.capture.postgres.preflight import Wanted
+from deltaworks.capture.postgres.preflight import Wanted, resolve
 from deltaworks.capture.status import SlotStatus, SourceStatus
 from deltaworks.position import Lsn
 from deltaworks.schema import TableName
@@ -21,6 +21,7 @@ def read_status(dsn: SecretStr, wanted: Wanted, *, timeout_s: float) -> SourceSt
     with connection, translated(f"ask how source {wanted.source!r} is"):
         connection.execute(f"set statement_timeout = {int(timeout_s * 1000)}")
         row = query(connection, "status", slot=wanted.slot)[0]
+        wanted = resolve(connection, wanted)
         counts = query(
             connection,
             "row_counts",
