@@ -1,5 +1,6 @@
 """A connection is protected unless somebody says otherwise, and a refusal is understood in any language."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,56 @@ def test_refusals_are_understood_in_the_servers_own_language(server_folder: Path
     ) as server:
         assert "Datenbank »ghost« existiert nicht" in refusal(server.dsn("ghost"))[1]
         check_refusals(server)
+
+
+@pytest.mark.server
+def test_server_with_tls_of_its_own_is_captured_and_a_stranger_is_refused(
+    server_folder: Path, authority: Authority, tmp_path: Path
+) -> None:
+    with PostgresServer.start(server_folder / "secured", settings={"fsync": "off"}, binaries=DEBIAN) as server:
+        secure(server, certificate=authority.issue("db.secured"))
+        database = Database(server, "postgres")
+        local = server.dsn()
+        database.execute(
+            "create table t (id int primary key, v text)",
+            "insert into t select g, 'x' from generate_series(1, 500) g",
+        )
+        trusted = dsn(database, server.port, host="db.secured", sslrootcert=authority.file)
+        assert opened(trusted)
+        with pytest.raises(SourceNotReadyError, match="does not match host name"):
+            opened(dsn(database, server.port, sslrootcert=authority.file))
+        stranger = Authority.create(tmp_path)
+        with pytest.raises(SourceNotReadyError, match="name the authority with sslrootcert"):
+            opened(dsn(database, server.port, host="db.secured", sslrootcert=stranger.file))
+        with connect(SecretStr(local), name="shop", application="test") as connection:
+            hba = server.folder / "pg_hba.conf"
+            hba.write_text("hostnossl all guarded all reject\nhostssl all guarded all trust\n" + hba.read_text())
+            connection.execute("create role guarded superuser login")
+            connection.execute("select pg_reload_conf()")
+        guarded = dsn(database, server.port, host="db.secured", sslrootcert=authority.file, user="guarded")
+        with pytest.raises(SourceNotReadyError, match="no encryption"):
+            opened(dsn(database, server.port, user="guarded", sslmode="disable"))
+        config = PostgresConfig.model_validate({"kind": "postgres", "dsn": guarded, "tables": ["t"]})
+        log = MemoryLog()
+        with PostgresSource("secured", config) as source, log.writer() as writer:
+            assert drain(source, writer, log.reader()).reads == {"public.t": 500}
+            database.execute("insert into t select g, repeat('y', g) from generate_series(501, 3000) g")
+            assert drain(source, writer, log.reader()).changes == 2_500
+
+
+def secure(server: PostgresServer, *, certificate: Path) -> None:
+    """Let a running server offer TLS with this key and certificate."""
+    file, owner = server.folder / "server.pem", server.folder.stat()
+    file.write_bytes(certificate.read_bytes())
+    os.chown(file, owner.st_uid, owner.st_gid)
+    file.chmod(0o600)
+    with connect(SecretStr(server.dsn()), name="shop", application="test") as connection:
+        for name in ("ssl_cert_file", "ssl_key_file"):
+            connection.execute(f"alter system set {name} = 'server.pem'")
+        connection.execute("alter system set ssl = on")
+        connection.execute("select pg_reload_conf()")
+    for _ in range(250):
+        with connect(SecretStr(server.dsn()), name="shop", application="test") as connection:
+            if connection.execute("select current_setting('ssl')").fetchone() == ("on",):
+                return
+    raise TimeoutError("the server did not take its certificate")

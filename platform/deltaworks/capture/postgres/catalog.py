@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -108,6 +108,28 @@ def describe_tables(
         )
         for oid, table in by_oid.items()
     }
+
+
+@dataclass(slots=True)
+class Descriptions:
+    """Tables as a publication sends them, read again only when the catalog says that something changed."""
+
+    publication: str
+    _known: dict[TableName, tuple[str, TableSchema]] = field(default_factory=dict)
+
+    def describe(self, name: TableName, connection: AnyConnection) -> TableSchema | None:
+        """The table in the state that the connection's transaction sees; `None` when it is not there."""
+        found = query(connection, "stamp", namespace=name.namespace, table=name.name, publication=self.publication)
+        if not found:
+            return None
+        known = self._known.get(name)
+        if known is None or known[0] != found[0]["stamp"]:
+            facts = find_tables(connection, [name])
+            schemas = describe_tables(connection, facts.values(), find_published(connection, self.publication))
+            if name not in schemas:
+                return None
+            self._known[name] = known = found[0]["stamp"], schemas[name]
+        return known[1]
 
 
 def describe_relation(connection: AnyConnection, relation: Relation) -> TableSchema:

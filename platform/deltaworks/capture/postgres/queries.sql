@@ -93,6 +93,21 @@ where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
   and (a.attgenerated = '' or current_setting('server_version_num')::int >= 180000)
 order by a.attrelid, a.attnum
 
+-- name: stamp
+-- Another text after every change in the catalog that a table's description is made of; no row when it is gone.
+select concat_ws(' ', c.oid, c.xmin, c.relreplident,
+         (select string_agg(concat_ws(':', a.attnum, a.xmin, t.xmin), ',' order by a.attnum)
+          from pg_catalog.pg_attribute a left join pg_catalog.pg_type t on t.oid = a.atttypid
+          where a.attrelid = c.oid and a.attnum > 0),
+         (select string_agg(concat_ws(':', i.indexrelid, i.xmin), ',' order by i.indexrelid)
+          from pg_catalog.pg_index i where i.indrelid = c.oid),
+         p.oid, p.xmin, r.xmin) as stamp
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_publication p on p.pubname = %(publication)s
+left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+where n.nspname = %(namespace)s and c.relname = %(table)s
+
 -- name: types
 -- Types with domains replaced by what they stand for, of the column and of the elements of an array.
 with recursive asked as (

@@ -16,6 +16,7 @@ from deltaworks.capture.postgres import slot as slots
 from deltaworks.capture.postgres import standby as standbys
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
+    Descriptions,
     describe_relation,
     describe_tables,
     find_published,
@@ -80,6 +81,7 @@ class PostgresSource:
             publication=config.publication or f"deltaworks_{name}",
             slot=config.slot or f"deltaworks_{name}",
         )
+        self._descriptions = Descriptions(self._wanted.publication)
         self._connection: AnyConnection | None = None
         self._readings: AnyConnection | None = None
         self._dump_dsn = config.dump_dsn
@@ -363,10 +365,10 @@ class PostgresSource:
         return schema
 
     def _describe_now(self, table: TableName, connection: AnyConnection) -> TableSchema:
-        facts = find_tables(connection, [table])
-        if table not in facts:
+        schema = self._descriptions.describe(table, connection)
+        if schema is None:
             raise SourceNotReadyError(f"cannot find table {table} of source {self.name!r}; was it dropped or renamed?")
-        return describe_tables(connection, facts.values(), find_published(connection, self._wanted.publication))[table]
+        return schema
 
 
 def _listing(source: str, found: Sequence[Finding]) -> str:
