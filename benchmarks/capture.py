@@ -1,7 +1,9 @@
 """Capture beside `pg_recvlogical` to /dev/null: the same WAL over copies of one slot, in turn.
 
-The reader builds Arrow batches, alone and into the durable log. Then the time from a commit to its durable group at
-1,000 changes a second, and the memory that a transaction far larger than it takes.
+The reader builds Arrow batches, alone and into the durable log. Then Debezium's embedded engine drains the same WAL
+into a consumer that counts, and what each takes of the client's processor is compared over the second half, when both
+are warm. Then the time from a commit to its durable group at 1,000 changes a second, and the memory that a transaction
+far larger than it takes.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import debezium
 import psycopg
 from measure import Figure, report
 from pydantic import SecretStr
@@ -29,6 +32,7 @@ from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.postgres.replication import PostgresStream
 from deltaworks.capture.postgres.warm import compile_loops
 from deltaworks.capture.source import Slice
+from deltaworks.change import MESSAGES
 from deltaworks.log.change_log import Group
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import START, Lsn
@@ -154,19 +158,29 @@ def read_to_end(dsn: str, slot: str, publication: str, end: Lsn, log: Path | Non
     compile_loops()
     writer = LocalLogWriter.open(log) if log else None
     before, began, changes = resource.getrusage(resource.RUSAGE_SELF), time.monotonic(), 0
+    way: list[tuple[int, float]] = []
     with open_stream(dsn, slot, publication) as stream:
         while stream.builder.position < end:
             taken = stream.next(timeout_s=1)
             if taken is None:
                 continue
-            changes += sum(len(batch) for batch in taken.batches)
+            changes += sum(len(batch) for batch in taken.batches if batch.schema.name != MESSAGES)
             if writer is not None:
                 append(writer, taken)
             stream.confirm(taken.position)
+            way.append((changes, time.process_time()))
         wall_s = time.monotonic() - began
         after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": wall_s, "cpu_s": cpu_s, "changes": changes, "rss_mb": after.ru_maxrss / 1024}
+    half_changes, half_cpu = next(((count, cpu) for count, cpu in way if 2 * count >= changes), (0, 0.0))
+    return {
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "changes": changes,
+        "rss_mb": after.ru_maxrss / 1024,
+        "steady_changes": changes - half_changes,
+        "steady_cpu_s": way[-1][1] - half_cpu if way else 0.0,
+    }
 
 
 def append(writer: LocalLogWriter, taken: Slice) -> None:
@@ -264,6 +278,30 @@ def compare(server: PostgresServer, slot: str, folder: Path, *, repeats: int) ->
     ]
 
 
+def beside_debezium(server: PostgresServer, slot: str, *, repeats: int) -> list[Figure]:
+    """Processor time per change of Debezium's embedded engine and of ours, on the same WAL in turn, both warm.
+
+    Raises:
+        PeerMissingError: Debezium cannot be run here.
+    """
+    end = end_of_wal(server)
+    theirs: list[float] = []
+    ours: list[float] = []
+    for _ in range(repeats):
+        own = drained_by_us(server, slot, end)
+        with copy_of(server, slot) as taken:
+            publication, expected = f"{PUBLICATION}_{slot}", int(own["changes"])
+            peer = debezium.drain(server, slot=taken, publication=publication, expected=expected)
+        ours.append(own["steady_cpu_s"] / own["steady_changes"] * 1e6)
+        theirs.append(peer["steady_cpu_s"] / peer["steady_changes"] * 1e6)
+    ratios = [peer / own for peer, own in zip(theirs, ours, strict=True)]
+    return [
+        Figure(name=f"{slot}: Debezium, CPU per change", values=theirs, unit="µs"),
+        Figure(name=f"{slot}: to Arrow, CPU per change", values=ours, unit="µs"),
+        Figure(name=f"{slot}: Debezium ÷ ours", values=ratios, unit="", goal=10, smaller_is_better=False),
+    ]
+
+
 def main() -> int:
     """Make the changes, then compare."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -273,12 +311,14 @@ def main() -> int:
     parser.add_argument("--wide", type=int, default=600_000, help="changes of 20 columns")
     parser.add_argument("--large", type=int, default=5_000_000, help="rows of the large transaction; 0 leaves it out")
     parser.add_argument("--seconds", type=int, default=20, help="of 1,000 changes each; 0 leaves them out")
+    parser.add_argument("--no-debezium", action="store_true", help="leave the peer out")
     parser.add_argument("--read", nargs=5, metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         dsn, slot, publication, end, log = options.read
         print(json.dumps(read_to_end(dsn, slot, publication, Lsn.parse(end), Path(log) if log else None)))
         return 0
+    not_measured = ""
     with tempfile.TemporaryDirectory(prefix="deltaworks-") as name:
         folder = Path(name)
         os.chmod(folder, 0o755)
@@ -289,6 +329,12 @@ def main() -> int:
                 for slot in ("narrow", "wide")
                 for figure in compare(server, slot, folder, repeats=options.repeats)
             ]
+            if not options.no_debezium:
+                try:
+                    for slot in ("narrow", "wide"):
+                        figures += beside_debezium(server, slot, repeats=options.repeats)
+                except debezium.PeerMissingError as missing:
+                    not_measured = f"NOT MEASURED beside Debezium: {missing}"
             if options.seconds:
                 lags = [commit_to_durable(server, folder, seconds=options.seconds)]
                 figures.append(
@@ -301,7 +347,10 @@ def main() -> int:
                 run = large_transaction(server, folder, rows=options.large)
                 figures.append(Figure(name="large transaction, memory", values=[run["rss_mb"]], unit="MB", goal=400))
                 figures.append(Figure(name="large transaction", values=[run["wall_s"]], unit="s"))
-    return report("Capture", figures, path=options.json)
+    missed = report("Capture", figures, path=options.json)
+    if not_measured:
+        print(not_measured, file=sys.stderr)
+    return missed + bool(not_measured)
 
 
 if __name__ == "__main__":
