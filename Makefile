@@ -9,7 +9,7 @@ ON_POSTGRESQL_15 := tests/capture tests/conformance tests/log/test_recorder.py
 export DAGSTER_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-servers check format bench docs clean
+.PHONY: help setup demo up test test-servers stress check format bench docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test-servers: setup ## The tests with Debian's PostgreSQL 15 and Chromium (insta
 	@tests/servers/install.sh
 	@$(BIN)/pytest -m server
 	@$(BIN)/pytest $(ON_POSTGRESQL_15) --postgres-binaries /usr/lib/postgresql/15/bin $(SIDE_BY_SIDE)
+
+stress: setup ## Ten minutes of dumps among stalls, schema changes and deaths: thousands of chunks
+	@$(BIN)/pytest tests/log/test_dump_endurance.py --dump-seconds 600 --timeout 0 -s
 
 check: setup ## Format, lint, types, layers, docs
 	@$(BIN)/ruff format --check .

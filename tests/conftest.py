@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--dump-seconds", type=float, default=4.0, metavar="SECONDS", help="how long each dump stress test writes"
     )
+    parser.addoption("--dump-seed", type=int, metavar="SEED", help="run the endurance test as that seed had it")
 
 
 @pytest.fixture(autouse=True)

@@ -32,19 +32,27 @@ TRUNCATES = (
 
 @contextmanager
 def writing(
-    database: Database, *, seed: int, count: int, writers: int = 3, stalled: int = 0, truncates: bool = False
+    database: Database,
+    *,
+    seed: int,
+    count: int,
+    writers: int = 3,
+    stalled: int = 0,
+    truncates: bool = False,
+    commit: str = "on",
 ) -> Iterator[list[Future[int]]]:
     """Random statements on keys 1 to `count`, over connections of their own, until the end of the context.
 
-    `stalled` of the writers commit synchronously, so that where a standby is waited for their commits are
-    in the log long before anybody sees them; each gives up waiting after a moment, as a client that is gone does.
+    `stalled` of the writers commit as `commit` says, synchronously, so that where a standby is waited for their
+    commits are in the log long before anybody sees them; each gives up waiting after a moment, as a client that is
+    gone does.
     """
     stop = threading.Event()
 
     def write(number: int) -> int:
         chance, done = random.Random(seed * 1000 + number), 0
-        commit = "on" if number < stalled else "local"
-        with database.connect(options=f"-c synchronous_commit={commit} -c lock_timeout=2s") as connection:
+        how = commit if number < stalled else "local"
+        with database.connect(options=f"-c synchronous_commit={how} -c lock_timeout=2s") as connection:
             while not stop.is_set():
                 key, other = chance.randint(1, count), chance.randint(1, count + count // 5)
                 statement = chance.choice(STATEMENTS).format(key=key, other=other)
