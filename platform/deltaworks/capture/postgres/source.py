@@ -281,8 +281,10 @@ class PostgresSource:
 
     def snapshot(self) -> AbstractContextManager[PostgresSnapshot]:
         """All captured tables as of one exact position of the WAL, over connections of its own."""
-        with self._asking("find the tables") as connection:
-            wanted = preflight.resolve(connection, self._wanted)
+        wanted = self._wanted
+        if wanted.patterns:
+            with self._asking("find the tables") as connection:
+                wanted = preflight.resolve(connection, wanted)
         return take_snapshot(self._dsn, name=self.name, tables=wanted.tables, publication=wanted.publication)
 
     def has_uncaptured(self) -> bool:
