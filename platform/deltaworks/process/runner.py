@@ -36,7 +36,7 @@ from deltaworks.change import ChangeBatch
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
@@ -145,7 +145,7 @@ class Runner:
     def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
         """Take the app `name` of the configuration: its state, its sinks and its clients.
 
-        `log` stands in for the source's log folder. Close the runner, or use it in a `with`.
+        `log` stands in for the source's log. Close the runner, or use it in a `with`.
 
         Raises:
             AppHeldError: another process runs it; the message has its id.
@@ -159,7 +159,7 @@ class Runner:
                 f"app {name!r} reads source {app.source!r}, but deltaworks.yaml says {settings.source!r}; "
                 f"set apps.{name}.source to {app.source!r}"
             )
-        reader = log or LocalLogReader(config.log_folder(app.source))
+        reader = log or open_reader(config, app.source)
         schemas = latest_schemas(reader, wanted=[table.name for table in app.tables])
         app.check(schemas.values(), is_complete=False)
         with ExitStack() as resources:
