@@ -55,7 +55,7 @@ from deltaworks.process.turns import Turns
 from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Standing(IntEnum):
