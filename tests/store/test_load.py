@@ -25,6 +25,7 @@ from deltaworks.store.load import (
     last_load,
     load,
     load_at,
+    loaded_spans,
 )
 from deltaworks.testing.faults import fail_at
 
@@ -103,7 +104,11 @@ def test_the_commit_message_says_what_it_holds(lake, changes):
         "select commit_message, commit_extra_info from lake.snapshots() order by snapshot_id desc limit 1"
     ).fetchone()
     assert message == "load studio"
-    assert json.loads(info) == {
+    found = json.loads(info)
+    (span,) = loaded_spans(lake, "studio")
+    assert found.pop("taken") == span.to_json()
+    assert (span.after, span.up_to, span.windows.counts) == (-1, 0, {"public.film": 1})
+    assert found == {
         "log": "studio",
         "from_sequence": -1,
         "to_sequence": 0,

@@ -19,7 +19,7 @@ The hash is defined here and never changes, because it is stored. All in 64 bits
     null        0x6E756C6C; where `_as_text` has the column's value, the digest of that text
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -91,11 +91,16 @@ class WindowSet:
     @classmethod
     def of(cls, batches: Iterable[ChangeBatch]) -> Self:
         """The changes of these batches, reads of a dump included; messages are left out, no hop passes them on."""
+        return cls.of_hashed((batch, change_hashes(batch)) for batch in batches)
+
+    @classmethod
+    def of_hashed(cls, hashed: Iterable[tuple[ChangeBatch, Words]]) -> Self:
+        """The changes of these batches, each with its `change_hashes`."""
         found: dict[WindowKey, Window] = {}
-        for batch in batches:
+        for batch, hashes in hashed:
             if batch.schema.name == MESSAGES:
                 continue
-            for key, window in _windows(batch):
+            for key, window in _windows(batch, hashes):
                 found[key] = found[key].merge(window) if key in found else window
         return cls(found)
 
@@ -132,6 +137,14 @@ class WindowSet:
         for key, window in other.windows.items():
             left[key] = left.get(key, NO_CHANGES).subtract(window)
         return self._without_empty(left)
+
+    def of_tables(self, tables: Collection[str]) -> Self:
+        """Those of some tables, by their full names."""
+        return type(self)({key: window for key, window in self.windows.items() if key[0] in tables})
+
+    def of_windows(self, keys: Collection[WindowKey]) -> Self:
+        """Those windows, where they are here."""
+        return type(self)({key: self.windows[key] for key in keys if key in self.windows})
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -254,9 +267,8 @@ def change_hashes(batch: ChangeBatch) -> Words:
     return hashes
 
 
-def _windows(batch: ChangeBatch) -> Iterable[tuple[WindowKey, Window]]:
+def _windows(batch: ChangeBatch, hashes: Words) -> Iterable[tuple[WindowKey, Window]]:
     table = str(batch.schema.name)
-    hashes = change_hashes(batch)
     minutes = batch.rows.column("_committed_at").view(pa.int64()).to_numpy() // _MINUTE_US
     if minutes.min() == minutes.max():
         yield (table, int(minutes[0])), _window(hashes)

@@ -320,7 +320,7 @@ class _Run:
             is_partial=taken.is_partial,
         )
         faults.reach("capture.before_append")
-        self._append(group, stream)
+        self._append(faults.hand_over("capture.append", group), stream)
         faults.reach("capture.after_append")
         # Only now may the source forget it: append returns when the group is on disk.
         stream.confirm(group.position)

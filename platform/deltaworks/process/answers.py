@@ -12,7 +12,7 @@ from deltaworks.process.changed import Kept
 from deltaworks.process.fold import Key
 
 STATEMENT = """
-    create table answer (
+    create table if not exists answer (
       enrichment text, entity, basis text not null, answer text not null,
       primary key (enrichment, entity)) without rowid
 """

@@ -10,6 +10,9 @@ STEP_OUTCOMES = Counter(
     "Entities by what a step did with them: in, out, filtered, retried, failed, late.",
     ("app", "step", "outcome"),
 )
+LOST = Counter(
+    "deltaworks_process_lost_total", "Entities that left no trace in a step and are processed again.", ("app", "step")
+)
 CHANGES = Counter("deltaworks_process_changes_total", "Changes folded into the state.", ("app",))
 DOCUMENTS = Counter("deltaworks_process_documents_total", "Documents made durable in every sink.", ("app",))
 STANDING = Gauge("deltaworks_process_entities", "Entities that are held or dead now.", ("app", "standing"))

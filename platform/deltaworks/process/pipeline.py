@@ -14,9 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from deltaworks import faults
 from deltaworks.process import metrics
 from deltaworks.process.app import App, Backoff, EnrichStep
 from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.balance import LOST, StepBalance
 from deltaworks.process.changed import Kept, reusable
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.columns import DocumentBatch
@@ -24,7 +26,6 @@ from deltaworks.process.declared import KEY, MAKING, ProjectStep, Step, TableSte
 from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key
-from deltaworks.process.letters import DeadLetter
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.shape import checker, is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
@@ -103,7 +104,6 @@ class Pipeline:
         self._faults = {id(step): _document_checker(step) for step in app.making}
         self._sinks = frozenset(sink.name for sink in app.sinks)
         self._clock = clock
-        self._places = {step.name: step.place for step in app.steps}
         self.enrichers = {step.into: Enricher(step, app=name, clients=clients, clock=clock) for step in app.enrichments}
         self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
         """The entities that came last to the making of documents, with what enrichments found; for `lineage`."""
@@ -138,32 +138,19 @@ class Pipeline:
         loaded: Mapping[Key, Loaded] | None = None,
     ) -> Outcome:
         """Take entities that are there through the steps; `gone` are tombstones of those that are not."""
-        run = _Run(
-            attempts=attempts or {},
-            loaded=loaded or {},
-            clock=self._clock,
-            places=self._places,
-            outcome=Outcome(documents=gone),
-        )
+        run = _Run(attempts=attempts or {}, loaded=loaded or {}, clock=self._clock, outcome=Outcome(documents=gone))
         # Before the first step that makes a document, an entity stands for itself.
         values: list[Any] = list(entities)
         is_made = False
         for step in self._app.steps:
-            if isinstance(step, EnrichStep):
-                entities = await self._enrich(step, entities, run)
-                values = list(entities)
-                continue
-            if not is_made and step.kind in MAKING:
+            if not is_made and not isinstance(step, EnrichStep) and step.kind in MAKING:
                 self.samples.extend(entities)
                 is_made = True
-            if step.kind == "filter":
-                entities, values = await self._filter(step, entities, values, run)
-            elif isinstance(step, TableStep):
-                entities, values = self._compute(step, entities, values, run)
-            elif step.kind in MAKING:
-                entities, values = await self._make(step, entities, values, run)
-            elif step.kind == "route":
-                entities, values = await self._route(step, entities, values, run)
+            balance = StepBalance.before(entities, run.outcome)
+            entities, values = faults.hand_over("process.step", await self._take(step, entities, values, run))
+            for key in balance.lost(entities, run.outcome):
+                metrics.LOST.labels(self._name, step.name).inc()
+                run.set_back(key, StepFault(step=step.name, error=LOST, may_pass=True))
         if not is_made:
             self.samples.extend(entities)
             values = [entity.after for entity in entities]
@@ -188,7 +175,7 @@ class Pipeline:
 
         The outcome has the setbacks; documents are the rows of the table, and keys in neither are filtered out.
         """
-        run = _Run(attempts={}, loaded={}, clock=self._clock, places=self._places)
+        run = _Run(attempts={}, loaded={}, clock=self._clock)
         for step in self._app.steps:
             before = rows.num_rows
             if isinstance(step, ProjectStep):
@@ -206,6 +193,22 @@ class Pipeline:
             filtered = before - rows.num_rows - len(setbacks)
             self._count(step, taken=before, out=rows.num_rows, filtered=filtered, setbacks=setbacks)
         return run.outcome, rows
+
+    async def _take(
+        self, step: Step | EnrichStep | TableStep, entities: list[Entity[Any]], values: list[Any], run: "_Run"
+    ) -> "_Work":
+        if isinstance(step, EnrichStep):
+            entities = await self._enrich(step, entities, run)
+            return entities, list(entities)
+        if isinstance(step, TableStep):
+            return self._compute(step, entities, values, run)
+        if step.kind == "filter":
+            return await self._filter(step, entities, values, run)
+        if step.kind in MAKING:
+            return await self._make(step, entities, values, run)
+        if step.kind == "route":
+            return await self._route(step, entities, values, run)
+        return entities, values
 
     async def _filter(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
         kept, kept_values = [], []
@@ -237,7 +240,7 @@ class Pipeline:
         if step.when is not None:
             run.outcome.kept.append((step.into, dict.fromkeys(left) | _kept(step, to_ask, answer)))
         for key, fault in answer.faults.items():
-            run.set_back(key, fault, step.retry, step.on_fail)
+            run.set_back(key, fault, step.retry)
         if step.lookup is not None:
             # Those that failed are remembered too: a change of what they looked up may be the mend.
             none: frozenset[Key] = frozenset()
@@ -335,28 +338,17 @@ class _Run:
     attempts: Mapping[Key, int]
     loaded: Mapping[Key, Loaded]
     clock: Clock
-    places: Mapping[str, str]
     outcome: Outcome = field(default_factory=Outcome)
 
     def kept(self, into: str) -> dict[Key, Kept]:
         """The earlier answers of an enrichment."""
         return {key: rows.kept[into] for key, rows in self.loaded.items() if into in rows.kept}
 
-    def set_back(
-        self, key: Key, fault: StepFault, retry: Backoff | None = None, on_fail: DeadLetter | None = None
-    ) -> None:
+    def set_back(self, key: Key, fault: StepFault, retry: Backoff | None = None) -> None:
         attempts = self.attempts.get(key, 0) + fault.was_tried
         next_try = next_try_after(fault, attempts=attempts, retry=retry or Backoff(), now=self.clock.time())
         self.outcome.setbacks.append(
-            Setback(
-                key=key,
-                step=fault.step,
-                error=fault.error,
-                attempts=attempts,
-                next_try=next_try,
-                place=self.places.get(fault.step),
-                holds_key=None if on_fail is None else on_fail.hold_key,
-            )
+            Setback(key=key, step=fault.step, error=fault.error, attempts=attempts, next_try=next_try)
         )
 
 

@@ -100,7 +100,7 @@ class Ranges:
         Raises:
             RowsNeededError: nothing of the range was written; it has to be folded into rows.
         """
-        groups = self._read(checkpoint, up_to_sequence)
+        groups = faults.hand_over("process.read", self._read(checkpoint, up_to_sequence))
         faults.reach("process.after_read")
         if not groups:
             return None
@@ -112,10 +112,11 @@ class Ranges:
         if not batches:
             # A checkpoint without rows may be lost: the same groups would come to nothing again.
             with self._state.settling():
+                self._state.ledger.take([], after=checkpoint.sequence, up_to=last.sequence)
                 self._state.save_checkpoint(done)
             return Ranged(checkpoint=done, outcome=Outcome(), change_count=change_count)
         standing = self._state.standing_keys()
-        held = self._state.waiting_keys() if standing else set()
+        held = {key for key, each in standing.items() if each is Standing.HELD}
         reduced = self._reducer.reduce(groups, batches, stored=self._stored, apart=held)
         with self._state.folding():
             self._state.plan.begin(last.sequence)
@@ -134,6 +135,7 @@ class Ranges:
         with self._state.settling():
             self._keep(reduced, ranged.outcome, held)
             self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
+            self._state.ledger.take(batches, after=checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(ranged.checkpoint)
         faults.reach("process.after_checkpoint")
         return ranged

@@ -8,10 +8,10 @@
 | `turn`        | changes of watched columns that a step has not been told of yet                   |
 | `sent`        | the hash of the document that left last, where an app asks for it                 |
 | `window`      | windows with their versions; `member` has who counts in which                     |
-| `letter`      | what is known of entities that failed for good, see `letters`                     |
 | `answer`      | what an enrichment with `when=changed(…)` found for an entity                     |
 | `asked`       | entities that a request wants processed again, see `asked`                        |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
+| `taken`, …    | the app's part of the proof that nothing is lost; see `ledger`                    |
 
 A cycle of the runner is two transactions:
 
@@ -41,34 +41,30 @@ from deltaworks.process.asked import Asked
 from deltaworks.process.changed import Kept
 from deltaworks.process.direct import is_direct
 from deltaworks.process.fold import At, Fold, Key, moment
-from deltaworks.process.letters import STATEMENT as LETTER_TABLE
-from deltaworks.process.letters import Letter, Letters, read_letters
+from deltaworks.process.ledger import Ledger
 from deltaworks.process.plan import STATEMENT as PLAN_TABLE
 from deltaworks.process.plan import Plan
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
 from deltaworks.process.source import Table
-from deltaworks.process.turns import MAY_GO as TURN_MAY_GO
-from deltaworks.process.turns import STATEMENTS as TURN_TABLES
+from deltaworks.process.turns import STATEMENT as TURN_TABLE
 from deltaworks.process.turns import Turns
 from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
-_FORMAT = 4
+_FORMAT = 3
 
 
 class Standing(IntEnum):
     """Where an entity stands; kept in the state, so a restart goes on from it.
 
-    | from          | to    | when                                                                          |
-    |---------------|-------|-------------------------------------------------------------------------------|
-    | CLEAN, DIRTY  | DIRTY | a change touched it                                                           |
-    | DIRTY, HELD   | CLEAN | its document is durable in every sink                                         |
-    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try`                     |
-    | DIRTY, HELD   | DEAD  | a step failed for good                                                        |
-    | DEAD          | DIRTY | a person retries it, its row is gone, or, if the letter holds no key, a change |
-    | DEAD          | CLEAN | a person drops the letter                                                     |
+    | from          | to    | when                                                     |
+    |---------------|-------|----------------------------------------------------------|
+    | any but HELD  | DIRTY | a change touched it                                      |
+    | DIRTY, HELD   | CLEAN | its document is durable in every sink                    |
+    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try` |
+    | DIRTY, HELD   | DEAD  | a step failed for good: until its next change or a retry |
     """
 
     CLEAN = 0
@@ -110,20 +106,26 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setback:
-    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead.
+class DeadLetter:
+    """An entity that failed for good, or one that waits: the step, why, and how often it was tried."""
 
-    `place` is the step's file and line. `holds_key`: whether later changes wait behind a dead one; as the app says when
-    left out.
-    """
+    key: Key
+    version: Version
+    step: str
+    error: str
+    attempts: int
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setback:
+    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead."""
 
     key: Key
     step: str
     error: str
     attempts: int
     next_try: float | None
-    place: str | None = None
-    holds_key: bool | None = None
 
 
 class State:
@@ -134,9 +136,9 @@ class State:
         self._app = app
         self.rows = Rows(connection, app)
         self.turns = Turns(connection, app, self.rows)
-        self.letters = Letters(connection)
         self.sent = Sent(connection)
         self.plan = Plan(connection)
+        self.ledger = Ledger(connection)
         self.windows = None if app.windowing is None else Windows(connection, app.windowing)
         self.answers = Answers(connection, [step.into for step in app.enrichments if step.when is not None])
         self.asked = Asked(connection)
@@ -154,6 +156,7 @@ class State:
         connection.execute("pragma cache_size = -65536")
         state = cls(connection, app)
         state._create()
+        state.ledger.create()
         return state
 
     def close(self) -> None:
@@ -241,12 +244,11 @@ class State:
               ordinal = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.ordinal, ordinal),
               committed_at = iif(
                 (excluded.position, excluded.ordinal) > (position, ordinal), excluded.committed_at, committed_at),
-              attempts = iif(standing = 2 or standing = 3 and holds, attempts, 0),
-              standing = iif(standing = 2 or standing = 3 and holds, standing, 1)
+              attempts = iif(standing = 2, attempts, 0),
+              standing = iif(standing = 2, 2, 1)
             """,
             ((key, at.position, at.ordinal, at.committed_at, at.is_read) for key, at in touched.items()),
         )
-        self.letters.note_waiting(touched, entity_rows=self.rows.name_of(self._app.entity))
 
     # Processing
 
@@ -267,10 +269,10 @@ class State:
     def next_try(self) -> float | None:
         """When the next held key or turn is due, in seconds since 1970; `None` without any."""
         (at,) = self._connection.execute(
-            f"""
+            """
             select min(next_try) from (
               select min(next_try) as next_try from entity where standing = 2
-              union all select min(next_try) from turn where is_head and {TURN_MAY_GO})
+              union all select min(next_try) from turn where not is_dead)
             """
         ).fetchone()
         return None if at is None else float(at)
@@ -279,7 +281,7 @@ class State:
         """Make every held key and turn due now."""
         with self.settling():
             self._connection.execute("update entity set next_try = 0 where standing = 2")
-            self._connection.execute("update turn set next_try = 0 where is_head")
+            self._connection.execute("update turn set next_try = 0 where not is_dead")
 
     def load(self, keys: Sequence[Key]) -> dict[Key, Loaded]:
         """These entities with all their related rows, in the order of the rows' keys."""
@@ -296,7 +298,7 @@ class State:
             for key in keys
         }
 
-    def settle(self, done: Iterable[Key], setbacks: Sequence[Setback]) -> None:
+    def settle(self, done: Iterable[Key], setbacks: Iterable[Setback]) -> None:
         """Say where processed keys stand now; inside `settling`, after every sink has flushed."""
         done, setbacks = list(done), list(setbacks)
         self.asked.settle(done, [setback.key for setback in setbacks])
@@ -305,7 +307,7 @@ class State:
             ((key,) for key in done),
         )
         self._connection.executemany(
-            "update entity set standing = ?, attempts = ?, next_try = ?, step = ?, error = ?, holds = ? where _key = ?",
+            "update entity set standing = ?, attempts = ?, next_try = ?, step = ?, error = ? where _key = ?",
             (
                 (
                     Standing.DEAD if setback.next_try is None else Standing.HELD,
@@ -313,14 +315,11 @@ class State:
                     setback.next_try or 0,
                     setback.step,
                     setback.error,
-                    self._app.on_fail.hold_key if setback.holds_key is None else setback.holds_key,
                     setback.key,
                 )
                 for setback in setbacks
             ),
         )
-        self.letters.sweep_sometimes()
-        self.letters.write({setback.key: setback.place for setback in setbacks if setback.next_try is None})
 
     def save_used(self, name: str, used: Mapping[Key, frozenset[Key]]) -> None:
         """Remember which ids the enrichment looked up for these entities, in place of what they used before."""
@@ -348,11 +347,6 @@ class State:
             self.save_checkpoint(Checkpoint(reached=reached))
             self.plan.keep_rows(fold_to=fold_to)
 
-    def waiting_keys(self) -> set[Key]:
-        """Entities whose changes only wait: the held, and the dead that hold their key."""
-        rows = self._connection.execute("select _key from entity where standing = 2 or standing = 3 and holds")
-        return {key for (key,) in rows}
-
     def standing_keys(self) -> dict[Key, Standing]:
         """Every entity that is not clean, with where it stands."""
         rows = self._connection.execute("select _key, standing from entity where standing <> 0")
@@ -364,36 +358,26 @@ class State:
         found = {Standing(standing): count for standing, count in rows}
         return {standing: found.get(standing, 0) for standing in (Standing.DIRTY, Standing.HELD, Standing.DEAD)}
 
-    def held(self, *, limit: int) -> list[Letter]:
-        """Entities that wait for another try, the oldest change first."""
+    def letters(self, standing: Standing, *, limit: int) -> list[DeadLetter]:
+        """Entities of that standing, the oldest change first."""
         rows = self._connection.execute(
             """
             select _key, position, ordinal, step, error, attempts from entity
-            where standing = 2 order by position, ordinal limit ?
+            where standing = ? order by position, ordinal limit ?
             """,
-            (limit,),
+            (standing, limit),
         )
         return [
-            Letter(
+            DeadLetter(
                 key=key,
                 version=Version(Lsn(position), ordinal),
                 step=step or "",
                 error=error or "",
                 attempts=attempts,
-                holds_key=True,
+                standing=standing,
             )
             for key, position, ordinal, step, error, attempts in rows
         ]
-
-    def dead(self, *, limit: int) -> list[Letter]:
-        """Entities and turns that failed for good, the oldest change first."""
-        return read_letters(self._connection, limit=limit)
-
-    def drop(self, keys: Sequence[Key] | None, *, until: datetime) -> int:
-        """Give up dead letters that were written by `until`, all or those of `keys`; how many."""
-        count = self.letters.drop(keys, until=until) + self.turns.drop(keys, until=until)
-        self.letters.sweep()
-        return count
 
     def retry(self, *, among: Sequence[Standing], keys: Sequence[Key] | None) -> int:
         """Make entities of these standings dirty again, all of them or those of `keys`; how many."""
@@ -405,7 +389,6 @@ class State:
             """,
             {"among": json.dumps([int(standing) for standing in among]), "keys": json.dumps(keys)},
         )
-        self.letters.sweep()
         return cursor.rowcount
 
     @contextmanager
@@ -426,6 +409,7 @@ class State:
             row = self._connection.execute("select fingerprint from made_for").fetchone()
             fingerprint = _fingerprint(self._app)
             if row is not None and row[0] == fingerprint:
+                self._connection.execute(ANSWER_TABLE)
                 return
             tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
             for (name,) in tables:
@@ -446,15 +430,14 @@ _STATEMENTS = (
     create table entity (
       _key primary key, position int not null, ordinal int not null, committed_at int not null, standing int not null,
       is_read int not null default 0, attempts int not null default 0, next_try real not null default 0, step text,
-      error text, holds int not null default 0) without rowid
+      error text) without rowid
     """,
     "create index entity_dirty on entity (position, ordinal) where standing = 1",
     "create index entity_held on entity (next_try) where standing = 2",
     "create index entity_not_clean on entity (standing) where standing <> 0",
     "create table used (enrichment text, id, entity, primary key (enrichment, id, entity)) without rowid",
     "create index used_by_entity on used (enrichment, entity)",
-    *TURN_TABLES,
-    LETTER_TABLE,
+    TURN_TABLE,
     SENT_TABLE,
     PLAN_TABLE,
     *WINDOW_TABLES,

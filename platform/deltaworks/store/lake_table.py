@@ -15,14 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from deltaworks.capture.proof import Proof
 from deltaworks.change import DELETE, UPDATE, ChangeBatch, change_schema
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import Group, LogWriter
-from deltaworks.log.registry import open_writer
+from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import Lsn
 from deltaworks.process.shape import arrow_type, fields_of
-from deltaworks.process.sink import Capabilities, Document, Refusal
+from deltaworks.process.sink import Capabilities, Document, Refusal, SinkReader
 from deltaworks.schema import Column, TableName, TableSchema
 
 
@@ -46,8 +47,8 @@ class LakeTable:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The loader keeps versions and brings a flush in with one commit; reading back is the lake's part."""
-        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True)
+        """The loader keeps versions and brings a flush in with one commit."""
+        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True)
 
     def table_schema(self, key: str) -> TableSchema:
         """The table's columns, as the loader will create them.
@@ -76,7 +77,14 @@ class LakeTable:
             DocumentShapeError: the key is not a column.
         """
         schema = self.table_schema(key)
-        return LakeTableWriter(schema, open_writer(config, app))
+        return LakeTableWriter(schema, LocalLogWriter.open(config.log_folder(app)))
+
+    def open_reader(self, *, app: str, key: str, config: Config) -> SinkReader:
+        """Read back what the lake holds, and what the app's log holds beyond it."""
+        # The lake is opened only where it is read.
+        from deltaworks.store.lake_read_back import LakeBackReader  # noqa: PLC0415
+
+        return LakeBackReader(self.table_schema(key), app=app, config=config)
 
 
 class LakeTableWriter:
@@ -111,7 +119,8 @@ class LakeTableWriter:
         # Changes stand in the log in the order of their identity, which is what slicing it relies on.
         documents = sorted(self._pending.values(), key=lambda document: document.version)
         batches, refusals = self._fitting(documents) if documents else ((), [])
-        self._log.append(Group(batches=batches, position=position, previous_position=end.position))
+        proof = Proof.of(batches, after=end.chain)
+        self._log.append(Group(batches=batches, position=position, previous_position=end.position, proof=proof))
         self._pending.clear()
         return refusals
 

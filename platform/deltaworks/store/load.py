@@ -7,6 +7,7 @@ The commit carries the rows and the book entry `lake.deltaworks.load` which says
 load that dies anywhere either happened wholly or not at all, and the next one repeats nothing.
 """
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import duckdb
 from deltaworks import faults
 from deltaworks.errors import InvariantError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.taken import Taken
 from deltaworks.position import START, Lsn
 from deltaworks.store.apply import Applied
 from deltaworks.store.lake import SYSTEM_SCHEMA, Lake, quoted
@@ -118,7 +120,7 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
         )
     if target <= last.sequence:
         return _report(log, last, last, tables={}, version=lake.version(), started_s=started_s)
-    (before, after, tables), version = lake.commit(
+    (before, after, tables, _), version = lake.commit(
         lambda connection: _load(connection, reader, log=log, up_to_sequence=target),
         message=_message(log),
         info=lambda result: _info(log, *result),
@@ -130,6 +132,18 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
 def last_load(lake: Lake, log: str) -> LastLoad:
     """The newest load of a log."""
     return _last(lake.connection, log) if lake.has(SYSTEM_SCHEMA, "load") else NOTHING_LOADED
+
+
+def loaded_spans(lake: Lake, log: str) -> list[Taken]:
+    """What each load of a log took of it, oldest first, as its commit says; those of versions that were expired are
+    gone, and loads from before there was a proof are left out.
+    """
+    spans: list[Taken] = []
+    for (stored,) in lake.connection.execute(_SQL["taken"], [_message(log)]).fetchall():
+        taken = Taken.from_json(json.loads(stored))
+        # A log that was loaded anew has nothing to do with what was loaded of it before.
+        spans = [taken] if taken.after < 0 else [*spans, taken]
+    return spans
 
 
 def load_at(lake: Lake, log: str, *, up_to: Lsn) -> LastLoad:
@@ -177,20 +191,24 @@ def groups_between(
 
 def _load(
     connection: duckdb.DuckDBPyConnection, reader: LogReader, *, log: str, up_to_sequence: int
-) -> tuple[LastLoad, LastLoad, dict[str, TableLoad]]:
+) -> tuple[LastLoad, LastLoad, dict[str, TableLoad], Taken]:
     connection.execute(_SQL["create_schema"])
     connection.execute(_SQL["create_book"])
     before = after = _last(connection, log)
     applied: defaultdict[str, Applied] = defaultdict(Applied)
     tables = Tables(connection, schema=log, applied_up_to=before.position)
-    for groups in slices(groups_between(reader, log=log, after=before, up_to_sequence=up_to_sequence)):
-        for name, done in tables.apply(batch for group in groups for batch in group.batches).items():
+    taken = Taken(after=before.sequence, up_to=before.sequence)
+    for read in slices(groups_between(reader, log=log, after=before, up_to_sequence=up_to_sequence)):
+        groups = faults.hand_over("load.read", read)
+        batches = [batch for group in groups for batch in group.batches]
+        for name, done in tables.apply(batches).items():
             applied[name] += done
         header = groups[-1].header
+        taken = taken.then(Taken.of(batches, after=after.sequence, up_to=header.sequence))
         after = LastLoad(sequence=header.sequence, next_offset=header.next_offset, position=header.position)
     _remember(connection, log, before, after)
     faults.reach("load.before_commit")
-    return before, after, {name: _table_load(connection, log, name, done) for name, done in applied.items()}
+    return before, after, {name: _table_load(connection, log, name, done) for name, done in applied.items()}, taken
 
 
 def _last(connection: duckdb.DuckDBPyConnection, log: str) -> LastLoad:
@@ -230,7 +248,7 @@ def _message(log: str) -> str:
     return f"load {log}"
 
 
-def _info(log: str, before: LastLoad, after: LastLoad, tables: Mapping[str, TableLoad]) -> dict[str, Any]:
+def _info(log: str, before: LastLoad, after: LastLoad, tables: Mapping[str, TableLoad], taken: Taken) -> dict[str, Any]:
     return {
         "log": log,
         "from_sequence": before.sequence,
@@ -240,6 +258,7 @@ def _info(log: str, before: LastLoad, after: LastLoad, tables: Mapping[str, Tabl
         "position": str(after.position),
         "position_value": after.position.value,
         "tables": {name: table.changes for name, table in tables.items()},
+        "taken": taken.to_json(),
     }
 
 

@@ -33,3 +33,9 @@ select
 from lake.snapshots()
 where commit_message = ? and cast(commit_extra_info ->> '$.position_value' as ubigint) <= ?
 order by snapshot_id desc limit 1;
+
+-- name: taken
+select commit_extra_info -> '$.taken'
+from lake.snapshots()
+where commit_message = ? and (commit_extra_info -> '$.taken') is not null
+order by snapshot_id;

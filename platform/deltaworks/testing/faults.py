@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from deltaworks.faults import arm, disarm
+from deltaworks.faults import arm, arm_handover, disarm
 
 
 def kill_at(name: str, *, after: int = 0) -> None:
@@ -37,6 +37,16 @@ def fail_at(name: str, error: BaseException, *, times: int = 1) -> Iterator[None
             raise error
 
     arm(name, fail)
+    try:
+        yield
+    finally:
+        disarm()
+
+
+@contextmanager
+def lose_at(name: str, change: Callable[[Any], Any]) -> Iterator[None]:  # Any: whatever is handed over there
+    """Put `change(value)` in the place of what one hop hands to the next; every step is disarmed on leaving."""
+    arm_handover(name, change)
     try:
         yield
     finally:
