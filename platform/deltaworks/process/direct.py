@@ -18,7 +18,6 @@ again from its start, before it writes anything more.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,8 @@ class Reduced:
     folded: Fold
     wide: frozenset[Key]
     batches: Sequence[ChangeBatch]
-    change_count: int
-    appended_at: datetime
+    appended_at: "np.ndarray[Any, Any]"
+    """When each of `rows` was appended to the log, in seconds since 1970."""
 
     def all_keys(self) -> list[Key]:
         """Every key in the range."""
@@ -121,9 +120,12 @@ class Reducer:
             folded=folded,
             wide=wide | (frozenset(folded.puts) if is_wide_folded else frozenset()),
             batches=batches,
-            change_count=sum(group.header.next_offset - group.header.offset for group in groups),
-            appended_at=groups[-1].header.appended_at,
+            appended_at=self._appended_at(groups)[last],
         )
+
+    def _appended_at(self, groups: Sequence[StoredGroup]) -> "np.ndarray[Any, Any]":
+        counts = [sum(len(batch) for batch in self.batches([group])) for group in groups]
+        return np.repeat([group.header.appended_at.timestamp() for group in groups], counts)
 
     def fold(self, batches: Sequence[ChangeBatch], keys: Iterable[Key], *, stored: StoredRows) -> Fold:
         """The changes of these keys folded row by row, as the plan that keeps rows does it.

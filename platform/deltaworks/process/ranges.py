@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deltaworks import faults
-from deltaworks.change import DELETE
+from deltaworks.change import DELETE, READ
 from deltaworks.log.change_log import LogReader, StoredGroup
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App
@@ -42,13 +42,13 @@ Flush = Callable[[Lsn], Sequence[tuple[str, Sequence[Refusal]]]]
 
 @dataclass(slots=True, kw_only=True)
 class Ranged:
-    """A range that is done. `lags` are (since the commit, since the append) in seconds, for some of its changes."""
+    """A range that is done; of some of its streamed changes, when they were committed and appended, since 1970."""
 
     checkpoint: Checkpoint
     outcome: Outcome
     change_count: int
     entity_count: int = 0
-    appended_at: float = 0.0
+    appended_at: Sequence[float] = ()
     committed_at: Sequence[float] = ()
 
 
@@ -123,7 +123,7 @@ class Ranges:
             faults.reach("process.before_fold_commit")
         faults.reach("process.after_fold")
         if self._is_vectorised:
-            ranged = self._table_range(reduced)
+            ranged = self._table_range(reduced, held)
         else:
             with _no_collection():
                 ranged = self._row_range(reduced, held)
@@ -156,7 +156,7 @@ class Ranges:
         self._write(outcome)
         return self._ranged(reduced, outcome, entity_count=len(entities) + len(gone) + len(more) + len(more_gone))
 
-    def _table_range(self, reduced: Reduced) -> Ranged:
+    def _table_range(self, reduced: Reduced, held: set[Key]) -> Ranged:
         rows = reduced.rows
         is_gone = pc.equal(rows.column("_op"), DELETE)
         live = rows.filter(pc.invert(is_gone)) if pc.any(is_gone).as_py() else rows
@@ -176,7 +176,7 @@ class Ranges:
                 one_by_one = batch.documents() if one_by_one is None else one_by_one
                 sink.write(one_by_one)
             faults.reach("process.after_write")
-        folded, folded_gone = self._folded(reduced.folded, set())
+        folded, folded_gone = self._folded(reduced.folded, held)
         rest = self._loop.run(self._pipeline.run_entities(folded, gone=folded_gone))
         self._write(rest)
         outcome.setbacks += rest.setbacks
@@ -236,14 +236,14 @@ class Ranges:
         return self._state.rows.stored(self._app.entity, keys) if self._has_rows else {}
 
     def _ranged(self, reduced: Reduced, outcome: Outcome, *, entity_count: int) -> Ranged:
-        at = reduced.rows.column("_committed_at").cast(pa.int64()).to_numpy()
-        streamed = at[pc.not_equal(reduced.rows.column("_op"), "r").to_numpy()]
-        step = max(1, len(streamed) // _LAGS_PER_RANGE)
+        streamed = np.flatnonzero(pc.not_equal(reduced.rows.column("_op"), READ).to_numpy())
+        some = streamed[:: max(1, len(streamed) // _LAGS_PER_RANGE)]
+        committed_at = reduced.rows.column("_committed_at").cast(pa.int64()).to_numpy()[some]
         return Ranged(
             checkpoint=Checkpoint(),
             outcome=outcome,
             change_count=0,
             entity_count=entity_count,
-            appended_at=reduced.appended_at.timestamp(),
-            committed_at=(np.asarray(streamed[::step]) / 1e6).tolist(),
+            appended_at=reduced.appended_at[some].tolist(),
+            committed_at=(committed_at / 1e6).tolist(),
         )

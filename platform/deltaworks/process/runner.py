@@ -359,7 +359,7 @@ class Runner:
         self._count(ranged.outcome, ranged.entity_count)
         now = time.time()
         self._tally.lags.extend(now - at for at in ranged.committed_at)
-        self._tally.log_lags.extend([now - ranged.appended_at] * len(ranged.committed_at))
+        self._tally.log_lags.extend(now - at for at in ranged.appended_at)
         for at in ranged.committed_at:
             metrics.LAG.labels(self._name).observe(now - at)
         self._observe_lineage_once()
