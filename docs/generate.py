@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 import deltaworks
 from deltaworks.cli import app
-from deltaworks.config import AppConfig, Config, LakeConfig, PostgresConfig, S3Config, ServeConfig
+from deltaworks.config import AppConfig, Config, LakeConfig, LocalLogConfig, PostgresConfig, S3Config, ServeConfig
 from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
@@ -59,6 +59,7 @@ def config_page() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [
         ("the file", Config),
         ("sources.NAME", PostgresConfig),
+        ("sources.NAME.log, kind local", LocalLogConfig),
         ("apps.NAME", AppConfig),
         *(
             (f"connections.NAME, kind: {get_args(each.model_fields['kind'].annotation)[0]}", each)

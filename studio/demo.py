@@ -31,7 +31,8 @@ from deltaworks import operate
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.holder import holder_of
-from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.log.local import LOCK_FILE
+from deltaworks.log.registry import holder, open_reader
 from resources import environment
 from studio import database
 from studio.ready import CODE_PORT, DAGSTER_PORT, is_taken, ports, prepare_dagster, refuse_taken
@@ -122,8 +123,9 @@ def _run(config: Config, services: Services, figures: Figures, *, rate: int, sec
     figures.captured = _run_job(config, services, sum(database.row_counts(dsn).values()))
     figures.job_s = time.monotonic() - began
     with _doing("services: capture, process, serve"):
-        for name, lock in (("capture", config.log_folder(SOURCE)), ("process", config.app_folder(APP))):
-            services.wait(name, until=lambda lock=lock: holder_of(lock / LOCK_FILE) is not None, timeout_s=60)  # type: ignore[misc]
+        app_lock = config.app_folder(APP) / LOCK_FILE
+        services.wait("capture", until=lambda: holder(config, SOURCE) is not None, timeout_s=60)
+        services.wait("process", until=lambda: holder_of(app_lock) is not None, timeout_s=60)
         services.wait("serve", until=answers(f"{page}/health"), timeout_s=60)
     _stream(dsn, page, figures, rate=rate, seconds=seconds)
     with _doing("the sensor's load brings the lake to the end of the log"):
@@ -153,7 +155,7 @@ def _run_job(config: Config, services: Services, expected_rows: int) -> int:
     )
     # It takes the run from the queue; its sensor asks for no load while one is queued or runs.
     services.start("daemon", _dagster("dagster-daemon", "run"))
-    reader = LocalLogReader(config.log_folder(SOURCE))
+    reader = open_reader(config, SOURCE)
     already = reader.end().offset
     follow = False
     with Progress(

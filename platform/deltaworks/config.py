@@ -37,6 +37,16 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class LocalLogConfig(_Model):
+    """A change log in a folder of this machine, under `home`."""
+
+    kind: Literal["local"] = "local"
+    """Where the log lives."""
+
+
+LogConfig = LocalLogConfig
+
+
 class PostgresConfig(_Model):
     """A PostgreSQL database to capture from."""
 
@@ -62,6 +72,8 @@ class PostgresConfig(_Model):
     slot and dumps the tables again; `stop` raises the alarm and waits for a person."""
     slot_alarm_bytes: Annotated[int, Field(ge=1)] = 10 << 30
     """Log that the server keeps for the slot beyond which capture warns; 10 GiB fit on most servers' disks."""
+    log: LogConfig = LocalLogConfig()
+    """Where the changes are kept between the source and what is derived from it."""
     lease_s: Annotated[float, Field(ge=2.0, le=300.0)] = 6.0
     """How long a reader that stopped answering keeps its place; then a standby takes over."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -199,8 +211,12 @@ class Config(_Model):
             raise ConfigError(f"{fault} {name!r} in deltaworks.yaml; known: {', '.join(of_kind) or 'none'}")
         return found
 
+    def log_settings(self, name: str) -> LogConfig:
+        """How the log of a source, or of an app that writes to the lake, is kept; an app's is always local."""
+        return self.sources[name].log if name in self.sources else LocalLogConfig()
+
     def log_folder(self, name: str) -> Path:
-        """The change log of a source, or of an app that writes to the lake."""
+        """The folder of a log, or of what its writer keeps here when the log is elsewhere; see `log.registry`."""
         return self.home / "log" / name
 
     def dump_folder(self, source: str) -> Path:

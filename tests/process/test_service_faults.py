@@ -10,7 +10,7 @@ from process.material import Feed, TableSink, create, following, update, wait_un
 
 from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
-from deltaworks.process.app import Backoff
+from deltaworks.process.app import Backoff, DeadLetter
 from deltaworks.process.runner import Runner
 
 MakeConfig = Callable[..., Config]
@@ -152,10 +152,10 @@ def test_after_its_attempts_a_key_is_a_dead_letter(open_runner: OpenRunner, feed
     assert [(letter.key, letter.attempts) for letter in runner.dead()] == [(1, 3)]
 
 
-def test_a_dead_letter_is_processed_at_its_next_change(
+def test_a_dead_letter_that_holds_no_key_is_processed_at_its_next_change(
     open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
 ) -> None:
-    runner = open_runner()
+    runner = open_runner(on_fail=DeadLetter(hold_key=False))
     films(feed, service, count=1)
     service.fault = lambda ids: 404
     assert runner.drain().dead == 1

@@ -10,7 +10,7 @@ from process.material import INT, TEXT, Feed, create, table_schema, update, wait
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.memory import MemoryLog
-from deltaworks.process.app import App, Source
+from deltaworks.process.app import App, DeadLetter, Source
 from deltaworks.process.runner import Runner
 from deltaworks.testing.memory_sink import MemorySink
 
@@ -35,7 +35,8 @@ def cache() -> MemorySink:
 def runner(
     search: MemorySink, cache: MemorySink, make_config: Callable[..., Config], log: MemoryLog
 ) -> Iterator[Runner]:
-    films = App("films", key="film_id", sources=[Source("studio").table("film", schema=Film)])
+    table = Source("studio").table("film", schema=Film)
+    films = App("films", key="film_id", sources=[table], on_fail=DeadLetter(hold_key=False))
     films.sink(search)
     films.sink(cache)
     with Runner.open(films, config=make_config(), name="films", log=log.reader()) as runner:

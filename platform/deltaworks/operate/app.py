@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltaworks.config import Config
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.operate.log import OnProgress
 from deltaworks.position import Lsn
@@ -41,7 +41,7 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
         ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
         DeltaworksError: whatever the app's run raises.
     """
-    target = LocalLogReader(config.log_folder(config.app(app).source)).end()
+    target = open_reader(config, config.app(app).source).end()
     try:
         runner = Runner.open(load_app(config, app), config=config, name=app)
     except AppHeldError:

@@ -17,8 +17,9 @@ from deltaworks.capture.dump import TableDump, TextKey
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log import recorder
+from deltaworks.log.change_log import LogReader
 from deltaworks.log.dump_requests import DumpOutcome, DumpRequest, DumpRequests, Ending, Wanted
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import log_of, open_reader
 from deltaworks.operate.log import Place, opened
 from deltaworks.schema import TableName
 
@@ -155,7 +156,7 @@ def dumps(config: Config, source: str) -> Sequence[DumpStatus]:
     """What is under way, oldest first, then what has ended, newest first."""
     config.source(source)
     requests, now = _requests(config, source), datetime.now(UTC)
-    stored: Mapping[str, Any] = LocalLogReader(config.log_folder(source)).end().progress.get("asked", {})
+    stored: Mapping[str, Any] = open_reader(config, source).end().progress.get("asked", {})
     under_way = [_status(request, stored.get(request.id), now=now) for request in requests.open()]
     ended = [
         DumpStatus(id=outcome.id, state=outcome.ending.value, asked_at=outcome.asked_at, outcome=outcome)
@@ -207,8 +208,8 @@ def _see_through(
     config: Config, source: str, dump_id: str, on_progress: OnDumpProgress | None
 ) -> tuple[DumpOutcome, str]:
     """Wait for the holder of the log to end the dump, or be that holder."""
-    requests, folder = _requests(config, source), config.log_folder(source)
-    reader = LocalLogReader(folder)
+    requests, log = _requests(config, source), log_of(config, source)
+    reader = log.reader()
     dumped_by = "the capture service"
     while (outcome := requests.outcome(dump_id)) is None:
         request = next((request for request in requests.open() if request.id == dump_id), None)
@@ -216,7 +217,7 @@ def _see_through(
             raise DumpPausedError(f"the dump {dump_id} is paused; run `deltaworks dump {source} --resume {dump_id}`")
         with opened(config, source) as database:
             try:
-                place = Place.take(database, folder)
+                place = Place.take(database, log)
             except LeaseHeldError:
                 reader.wait(after_sequence=reader.end().sequence, timeout_s=LOOK_EVERY_S)
                 _tell(reader, dump_id, on_progress)
@@ -233,7 +234,7 @@ def _see_through(
     return outcome, dumped_by
 
 
-def _tell(reader: LocalLogReader, dump_id: str, on_progress: OnDumpProgress | None) -> None:
+def _tell(reader: LogReader, dump_id: str, on_progress: OnDumpProgress | None) -> None:
     stored = reader.end().progress.get("asked", {}).get(dump_id)
     if on_progress is not None and stored is not None:
         for progress in _tables(stored, now=datetime.now(UTC)):

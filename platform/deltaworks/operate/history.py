@@ -7,7 +7,7 @@ from itertools import takewhile
 from deltaworks.capture.continuity import Gap
 from deltaworks.capture.schema_change import SchemaChange
 from deltaworks.config import Config
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class History:
 
 def history(config: Config, source: str, *, after_sequence: int = -1) -> History:
     """Read it out of the headers of the groups; reads no changes."""
-    reader = LocalLogReader(config.log_folder(source))
+    reader = open_reader(config, source)
     end = reader.end()
     headers = takewhile(lambda header: header.sequence > after_sequence, reader.headers_backwards())
     newest_first = [header.progress.get("schema_changes", ()) for header in headers]

@@ -9,7 +9,7 @@ from deltaworks.errors import RetryableError
 from deltaworks.gate.expectation import Suite, SuiteResult, run_suites
 from deltaworks.gate.release import Release, current_release, loaded_positions
 from deltaworks.gate.release import release as publish
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.operate.log import capture, opened
 from deltaworks.position import Lsn
@@ -77,7 +77,7 @@ class Loaded:
 
 def load(config: Config, log: str) -> Loaded:
     """Bring the lake to the end of the log of a source or an app."""
-    reader = LocalLogReader(config.log_folder(log))
+    reader = open_reader(config, log)
     with open_lake(config) as lake:
         report = load_log(lake, reader, log=log)
         schemas = sorted(latest_schemas(reader).values(), key=lambda schema: schema.name)
@@ -120,7 +120,7 @@ def verify(config: Config, source: str) -> Verification:
         return compare(
             database,
             lake,
-            LocalLogReader(config.log_folder(source)),
+            open_reader(config, source),
             log=source,
             catch_up=lambda: capture(config, source),
         )

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import Self
 
 import structlog
@@ -21,11 +20,10 @@ from deltaworks.capture.source import Finding, Source
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log import recorder
-from deltaworks.log.change_log import FencedError, LogReader
+from deltaworks.log.change_log import FencedError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import DumpProgress
-from deltaworks.log.local import LocalLogReader, LocalLogWriter
-from deltaworks.log.takeover import take_over
+from deltaworks.log.registry import LogPlace, log_of
 from deltaworks.operate.lease import leased, wait_until, warm_up
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
@@ -76,11 +74,11 @@ def capture(config: Config, source: str, *, on_progress: OnProgress | None = Non
         ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
         DeltaworksError: whatever capture raises.
     """
-    folder = config.log_folder(source)
-    reader = LocalLogReader(folder)
+    log = log_of(config, source)
+    reader = log.reader()
     before = reader.end()
     with opened(config, source) as database:
-        captured_by = _bring_to_now(database, folder, reader, on_progress, DumpRequests(config.dump_folder(source)))
+        captured_by = _bring_to_now(database, log, reader, on_progress, DumpRequests(config.dump_folder(source)))
         schemas = database.tables()
     end = reader.end()
     return Captured(
@@ -99,18 +97,18 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
     Raises:
         TerminalError: a person has to act; everything up to the log's end is safe.
     """
-    folder, requests = config.log_folder(source), DumpRequests(config.dump_folder(source))
+    log, requests = log_of(config, source), DumpRequests(config.dump_folder(source))
     warm_up()
     registry.warm_up(config.source(source))
     while not stop.is_set():
         with opened(config, source) as database:
-            take = partial(Place.take, database, folder)
+            take = partial(Place.take, database, log)
             with leased(take, (RetryableError, FencedError), stop=stop) as place:
                 if place is None:
                     return
                 try:
                     recorder.follow(
-                        database, place.writer, LocalLogReader(folder), stop=stop, requests=requests, lease=place.lease
+                        database, place.writer, log.reader(), stop=stop, requests=requests, lease=place.lease
                     )
                 except (LeaseLostError, FencedError) as error:
                     # The one that took over is the service now; this one is there for when that dies.
@@ -122,14 +120,14 @@ class Place:
     """The place of the one reader: the lease on the source, then the lock of its log."""
 
     lease: SourceLease
-    writer: LocalLogWriter
+    writer: LogWriter
 
     @classmethod
-    def take(cls, database: Source, folder: Path) -> Self:
+    def take(cls, database: Source, log: LogPlace) -> Self:
         """Take both; a log whose writer has no lease and does not leave is taken over."""
         lease = database.lease()
         try:
-            return cls(lease, _open_log(folder))
+            return cls(lease, _open_log(log))
         except BaseException:
             lease.close()
             raise
@@ -140,15 +138,14 @@ class Place:
         self.lease.close()
 
 
-def _open_log(folder: Path) -> LocalLogWriter:
+def _open_log(log: LogPlace) -> LogWriter:
     deadline = time.monotonic() + LEAVE_PATIENCE_S
     while True:
         try:
-            return LocalLogWriter.open(folder)
+            return log.writer()
         except FencedError:
             if time.monotonic() > deadline:
-                take_over(folder)
-                return LocalLogWriter.open(folder)
+                return log.take_over()
             time.sleep(0.05)
 
 
@@ -161,10 +158,10 @@ def opened(config: Config, source: str) -> Iterator[Source]:
 
 
 def _bring_to_now(
-    database: Source, folder: Path, reader: LocalLogReader, on_progress: OnProgress | None, requests: DumpRequests
+    database: Source, log: LogPlace, reader: LogReader, on_progress: OnProgress | None, requests: DumpRequests
 ) -> str:
     try:
-        place = Place.take(database, folder)
+        place = Place.take(database, log)
     except LeaseHeldError:
         _wait_for_service(database, reader)
         return "the capture service"

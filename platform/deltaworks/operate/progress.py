@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from deltaworks.capture.continuity import Gap
 from deltaworks.config import Config
 from deltaworks.gate.release import current_release
-from deltaworks.log.holder import holder_of
-from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.log.registry import holder, log_of, open_reader
 from deltaworks.operate.lake import open_lake
 from deltaworks.operate.log import opened
 from deltaworks.process.runner import STATE_FILE
@@ -43,12 +42,12 @@ def behind(config: Config, source: str) -> Behind:
         SourceUnreachableError: no service captures and the source does not answer.
     """
     logs = [source, *(name for name, app in config.apps.items() if app.source == source)]
-    ends = {log: LocalLogReader(config.log_folder(log)).end().offset for log in logs}
+    ends = {log: open_reader(config, log).end().offset for log in logs}
     place = " ".join(f"{log}@{offset}" for log, offset in ends.items())
     with open_lake(config) as lake:
         if any(last_load(lake, log).next_offset < offset for log, offset in ends.items()):
             return Behind(is_behind=True, place=place)
-    if holder_of(config.log_folder(source) / LOCK_FILE) is None:
+    if holder(config, source) is None:
         with opened(config, source) as database:
             if database.has_uncaptured():
                 # No position: the server's log moves on by itself, and by what other databases do.
@@ -64,9 +63,9 @@ def status(config: Config) -> Sequence[StatusRow]:
 
 def _logs(config: Config, lake: Lake) -> Iterator[StatusRow]:
     for name in [*config.sources, *config.apps]:
-        end = LocalLogReader(config.log_folder(name)).end()
-        holder = holder_of(config.log_folder(name) / LOCK_FILE)
-        service = f"written by process {holder}" if holder is not None else "no writer"
+        log = log_of(config, name)
+        end, writer = log.reader().end(), log.holder()
+        service = f"written by process {writer}" if writer is not None else "no writer"
         gaps = [Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())]
         state = "; ".join([service, *(f"GAP, the tables are dumped again: {gap}" for gap in gaps)])
         yield StatusRow(what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=state)

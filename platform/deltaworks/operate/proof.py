@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from deltaworks.config import Config
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.log.verify import LogVerification
 from deltaworks.log.verify import verify_log as verify
 from deltaworks.operate.log import OnProgress
@@ -18,7 +18,7 @@ def verify_log(config: Config, log: str, *, on_progress: OnProgress | None = Non
     """
     if log not in config.apps:
         config.source(log)
-    return verify(LocalLogReader(config.log_folder(log)), on_group=_group_progress(log, on_progress))
+    return verify(open_reader(config, log), on_group=_group_progress(log, on_progress))
 
 
 def _group_progress(log: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:

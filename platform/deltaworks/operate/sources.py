@@ -4,21 +4,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from deltaworks.config import Config
-from deltaworks.log.holder import holder_of
-from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.log.registry import log_of
 from deltaworks.log.status import CaptureStatus, read_status
 from deltaworks.operate.log import opened
 
 
 def capture_status(config: Config, source: str) -> CaptureStatus:
     """A source, its log, its tables, dumps and slot; a source that does not answer is a status that says so."""
-    folder = config.log_folder(source)
+    log = log_of(config, source)
     with opened(config, source) as database:
         return read_status(
             database,
-            LocalLogReader(folder),
+            log.reader(),
             tables=config.source(source).table_names,
-            service=holder_of(folder / LOCK_FILE),
+            service=log.holder(),
         )
 
 

@@ -12,7 +12,7 @@ from deltaworks.process.changed import Kept
 from deltaworks.process.fold import Key
 
 STATEMENT = """
-    create table if not exists answer (
+    create table answer (
       enrichment text, entity, basis text not null, answer text not null,
       primary key (enrichment, entity)) without rowid
 """

@@ -51,6 +51,7 @@ from deltaworks.process.declared import (
     total,
     window_fault,
 )
+from deltaworks.process.letters import DeadLetter
 from deltaworks.process.options import Partial, number_faults, option_faults
 from deltaworks.process.shape import is_record
 from deltaworks.process.sink import SinkSpec
@@ -64,6 +65,7 @@ __all__ = [
     "Backoff",
     "Breaker",
     "ClientFactory",
+    "DeadLetter",
     "EnrichStep",
     "OnChangeStep",
     "Source",
@@ -126,6 +128,7 @@ class EnrichStep(Step):
     cache: Ttl | None
     partial: Partial
     when: Changed | None
+    on_fail: DeadLetter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,7 @@ class OnChangeStep(Step):
     to: Any
     timeout_s: float
     retry: Backoff
+    on_fail: DeadLetter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +166,12 @@ class App:
     older, so no stale write and nothing lost. Keys run in parallel; one key never runs twice at once.
     """
 
-    def __init__(self, name: str, *, key: str, sources: Sequence[Table[Any]]) -> None:
+    def __init__(
+        self, name: str, *, key: str, sources: Sequence[Table[Any]], on_fail: DeadLetter | None = None
+    ) -> None:
+        """Declare an app. `on_fail` is what becomes of what fails for good, where a step says nothing else."""
         self.name = name
+        self.on_fail = on_fail or DeadLetter()
         self.key = key
         self._steps = _Declared()
         check_tables(name, key, sources)
@@ -370,6 +378,7 @@ class App:
         cache: Ttl | None = None,
         partial: Partial = "unknown",
         when: Changed | None = None,
+        on_fail: DeadLetter | None = None,
     ) -> Callable[[F], F]:
         """Ask a service about many keys at once; the answer is `entity[into]`.
 
@@ -425,6 +434,7 @@ class App:
                     cache=cache,
                     partial=partial,
                     when=when,
+                    on_fail=on_fail or self.on_fail,
                 )
             )
             return function
@@ -432,12 +442,20 @@ class App:
         return declare
 
     def on_change(
-        self, column: str, *, to: Any = ANY, timeout_s: float = 10.0, retry: Backoff | None = None
+        self,
+        column: str,
+        *,
+        to: Any = ANY,
+        timeout_s: float = 10.0,
+        retry: Backoff | None = None,
+        on_fail: DeadLetter | None = None,
     ) -> Callable[[F], F]:
         """Run the step with a `Transition` whenever a column of the entity's row changed, to `to` if given.
 
         Each change counts, also where several come at once. A row that a dump shows for the first
         time is no change; a created row is one. Delivery is at least once: `Transition.id` stays the same.
+        A key's transitions wait while its document does, and, with `DeadLetter(hold_key=True)`, behind one that
+        failed for good.
         """
 
         def declare(function: F) -> F:
@@ -457,6 +475,7 @@ class App:
                     to=to,
                     timeout_s=timeout_s,
                     retry=retry or Backoff(),
+                    on_fail=on_fail or self.on_fail,
                 )
             )
             return function

@@ -26,6 +26,7 @@ from deltaworks.process.declared import KEY, MAKING, ProjectStep, Step, TableSte
 from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key
+from deltaworks.process.letters import DeadLetter
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.shape import checker, is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
@@ -104,6 +105,7 @@ class Pipeline:
         self._faults = {id(step): _document_checker(step) for step in app.making}
         self._sinks = frozenset(sink.name for sink in app.sinks)
         self._clock = clock
+        self._places = {step.name: step.place for step in app.steps}
         self.enrichers = {step.into: Enricher(step, app=name, clients=clients, clock=clock) for step in app.enrichments}
         self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
         """The entities that came last to the making of documents, with what enrichments found; for `lineage`."""
@@ -138,7 +140,13 @@ class Pipeline:
         loaded: Mapping[Key, Loaded] | None = None,
     ) -> Outcome:
         """Take entities that are there through the steps; `gone` are tombstones of those that are not."""
-        run = _Run(attempts=attempts or {}, loaded=loaded or {}, clock=self._clock, outcome=Outcome(documents=gone))
+        run = _Run(
+            attempts=attempts or {},
+            loaded=loaded or {},
+            clock=self._clock,
+            places=self._places,
+            outcome=Outcome(documents=gone),
+        )
         # Before the first step that makes a document, an entity stands for itself.
         values: list[Any] = list(entities)
         is_made = False
@@ -175,7 +183,7 @@ class Pipeline:
 
         The outcome has the setbacks; documents are the rows of the table, and keys in neither are filtered out.
         """
-        run = _Run(attempts={}, loaded={}, clock=self._clock)
+        run = _Run(attempts={}, loaded={}, clock=self._clock, places=self._places)
         for step in self._app.steps:
             before = rows.num_rows
             if isinstance(step, ProjectStep):
@@ -240,7 +248,7 @@ class Pipeline:
         if step.when is not None:
             run.outcome.kept.append((step.into, dict.fromkeys(left) | _kept(step, to_ask, answer)))
         for key, fault in answer.faults.items():
-            run.set_back(key, fault, step.retry)
+            run.set_back(key, fault, step.retry, step.on_fail)
         if step.lookup is not None:
             # Those that failed are remembered too: a change of what they looked up may be the mend.
             none: frozenset[Key] = frozenset()
@@ -338,17 +346,28 @@ class _Run:
     attempts: Mapping[Key, int]
     loaded: Mapping[Key, Loaded]
     clock: Clock
+    places: Mapping[str, str]
     outcome: Outcome = field(default_factory=Outcome)
 
     def kept(self, into: str) -> dict[Key, Kept]:
         """The earlier answers of an enrichment."""
         return {key: rows.kept[into] for key, rows in self.loaded.items() if into in rows.kept}
 
-    def set_back(self, key: Key, fault: StepFault, retry: Backoff | None = None) -> None:
+    def set_back(
+        self, key: Key, fault: StepFault, retry: Backoff | None = None, on_fail: DeadLetter | None = None
+    ) -> None:
         attempts = self.attempts.get(key, 0) + fault.was_tried
         next_try = next_try_after(fault, attempts=attempts, retry=retry or Backoff(), now=self.clock.time())
         self.outcome.setbacks.append(
-            Setback(key=key, step=fault.step, error=fault.error, attempts=attempts, next_try=next_try)
+            Setback(
+                key=key,
+                step=fault.step,
+                error=fault.error,
+                attempts=attempts,
+                next_try=next_try,
+                place=self.places.get(fault.step),
+                holds_key=None if on_fail is None else on_fail.hold_key,
+            )
         )
 
 

@@ -116,7 +116,7 @@ class Ranges:
                 self._state.save_checkpoint(done)
             return Ranged(checkpoint=done, outcome=Outcome(), change_count=change_count)
         standing = self._state.standing_keys()
-        held = {key for key, each in standing.items() if each is Standing.HELD}
+        held = self._state.waiting_keys() if standing else set()
         reduced = self._reducer.reduce(groups, batches, stored=self._stored, apart=held)
         with self._state.folding():
             self._state.plan.begin(last.sequence)

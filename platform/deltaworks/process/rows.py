@@ -52,6 +52,10 @@ class Rows:
             yield f"create table {_name(reader.table)} (_key primary key, _entity{columns}) without rowid"
             yield f"create index {index} on {_name(reader.table)} (_entity)"
 
+    def name_of(self, table: Table[Any]) -> str:
+        """The table's name as SQLite takes it."""
+        return _name(table)
+
     def stored(self, table: Table[Any], keys: Iterable[Key]) -> dict[Key, Row]:
         """The rows of these keys, those that are there."""
         rows = self._connection.execute(

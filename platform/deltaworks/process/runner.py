@@ -36,7 +36,7 @@ from deltaworks.change import ChangeBatch
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
@@ -46,6 +46,7 @@ from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
+from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.ranges import Ranges
@@ -53,7 +54,7 @@ from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
-from deltaworks.process.state import Checkpoint, DeadLetter, Standing, State, Waiting
+from deltaworks.process.state import Checkpoint, Standing, State, Waiting
 from deltaworks.process.telling import Telling
 from deltaworks.schema import TableName, TableSchema
 
@@ -127,6 +128,7 @@ class Runner:
         )
         self._lineage_file = lineage_file
         self._is_observed = False
+        self._has_standing = True
         self._fold_to = state.plan.fold_to()
         self._ranges: Ranges | None = None
         if is_direct(app) and not state.plan.keeps_rows():
@@ -145,7 +147,7 @@ class Runner:
     def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
         """Take the app `name` of the configuration: its state, its sinks and its clients.
 
-        `log` stands in for the source's log folder. Close the runner, or use it in a `with`.
+        `log` stands in for the source's log. Close the runner, or use it in a `with`.
 
         Raises:
             AppHeldError: another process runs it; the message has its id.
@@ -159,7 +161,7 @@ class Runner:
                 f"app {name!r} reads source {app.source!r}, but deltaworks.yaml says {settings.source!r}; "
                 f"set apps.{name}.source to {app.source!r}"
             )
-        reader = log or LocalLogReader(config.log_folder(app.source))
+        reader = log or open_reader(config, app.source)
         schemas = latest_schemas(reader, wanted=[table.name for table in app.tables])
         app.check(schemas.values(), is_complete=False)
         with ExitStack() as resources:
@@ -285,22 +287,32 @@ class Runner:
 
     # Entities that wait
 
-    def held(self, *, limit: int = 100) -> list[DeadLetter]:
+    def held(self, *, limit: int = 100) -> list[Letter]:
         """Entities that wait for another try, the oldest change first."""
-        return self._state.letters(Standing.HELD, limit=limit)
+        return self._state.held(limit=limit)
 
-    def dead(self, *, limit: int = 100) -> list[DeadLetter]:
-        """Entities that failed for good, the oldest change first."""
-        return self._state.letters(Standing.DEAD, limit=limit)
+    def dead(self, *, limit: int = 100) -> list[Letter]:
+        """Entities and transitions that failed for good, the oldest change first."""
+        return self._state.dead(limit=limit)
 
     def retry_dead(self, keys: Sequence[Key] | None = None) -> int:
-        """Let dead letters be processed again from their newest state, all of them or those of `keys`; how many.
+        """Let dead letters be processed again, all of them or those of `keys`; how many.
 
-        The next `drain` or `follow` does it. Without `keys` the transitions that a step failed to take are included.
+        The next `drain` or `follow` does it: an entity from its newest state, transitions in the order they happened.
         """
-        with self._state.settling():
-            count = self._state.retry(among=[Standing.DEAD], keys=keys)
-            return count + (self._state.turns.retry() if keys is None else 0)
+        with self._state.folding():
+            return self._state.retry(among=[Standing.DEAD], keys=keys) + self._state.turns.retry(keys)
+
+    def drop_dead(self, keys: Sequence[Key] | None = None, *, until: datetime | None = None) -> int:
+        """Give up dead letters, all of them or those of `keys`, that were written by `until`; how many.
+
+        An entity's document stays in the sinks as it is until the entity's next change; a transition is never told.
+        """
+        with self._state.folding():
+            count = self._state.drop(keys, until=until or datetime.now(UTC))
+        if count:
+            logger.warning("dead letters dropped", app=self._name, count=count)
+        return count
 
     def reprocess(self, keys: Sequence[Key] | None = None) -> int:
         """Let entities be processed again though nothing changed, all of them or those of `keys`; how many.
@@ -534,8 +546,9 @@ class Runner:
                 error=error,
                 count=count,
             )
-        if outcome.setbacks:
+        if outcome.setbacks or self._has_standing:
             counts = self._state.counts()
+            self._has_standing = bool(counts[Standing.HELD] or counts[Standing.DEAD])
             for standing in (Standing.HELD, Standing.DEAD):
                 metrics.STANDING.labels(self._name, standing.name.lower()).set(counts[standing])
 

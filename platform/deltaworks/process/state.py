@@ -8,6 +8,7 @@
 | `turn`        | changes of watched columns that a step has not been told of yet                   |
 | `sent`        | the hash of the document that left last, where an app asks for it                 |
 | `window`      | windows with their versions; `member` has who counts in which                     |
+| `letter`      | what is known of entities that failed for good, see `letters`                     |
 | `answer`      | what an enrichment with `when=changed(…)` found for an entity                     |
 | `asked`       | entities that a request wants processed again, see `asked`                        |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
@@ -42,29 +43,34 @@ from deltaworks.process.changed import Kept
 from deltaworks.process.direct import is_direct
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.ledger import Ledger
+from deltaworks.process.letters import STATEMENT as LETTER_TABLE
+from deltaworks.process.letters import Letter, Letters, read_letters
 from deltaworks.process.plan import STATEMENT as PLAN_TABLE
 from deltaworks.process.plan import Plan
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
 from deltaworks.process.source import Table
-from deltaworks.process.turns import STATEMENT as TURN_TABLE
+from deltaworks.process.turns import MAY_GO as TURN_MAY_GO
+from deltaworks.process.turns import STATEMENTS as TURN_TABLES
 from deltaworks.process.turns import Turns
 from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Standing(IntEnum):
     """Where an entity stands; kept in the state, so a restart goes on from it.
 
-    | from          | to    | when                                                     |
-    |---------------|-------|----------------------------------------------------------|
-    | any but HELD  | DIRTY | a change touched it                                      |
-    | DIRTY, HELD   | CLEAN | its document is durable in every sink                    |
-    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try` |
-    | DIRTY, HELD   | DEAD  | a step failed for good: until its next change or a retry |
+    | from          | to    | when                                                                          |
+    |---------------|-------|-------------------------------------------------------------------------------|
+    | CLEAN, DIRTY  | DIRTY | a change touched it                                                           |
+    | DIRTY, HELD   | CLEAN | its document is durable in every sink                                         |
+    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try`                     |
+    | DIRTY, HELD   | DEAD  | a step failed for good                                                        |
+    | DEAD          | DIRTY | a person retries it, its row is gone, or, if the letter holds no key, a change |
+    | DEAD          | CLEAN | a person drops the letter                                                     |
     """
 
     CLEAN = 0
@@ -106,26 +112,20 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """An entity that failed for good, or one that waits: the step, why, and how often it was tried."""
-
-    key: Key
-    version: Version
-    step: str
-    error: str
-    attempts: int
-    standing: Standing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setback:
-    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead."""
+    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead.
+
+    `place` is the step's file and line. `holds_key`: whether later changes wait behind a dead one; as the app says when
+    left out.
+    """
 
     key: Key
     step: str
     error: str
     attempts: int
     next_try: float | None
+    place: str | None = None
+    holds_key: bool | None = None
 
 
 class State:
@@ -136,6 +136,7 @@ class State:
         self._app = app
         self.rows = Rows(connection, app)
         self.turns = Turns(connection, app, self.rows)
+        self.letters = Letters(connection)
         self.sent = Sent(connection)
         self.plan = Plan(connection)
         self.ledger = Ledger(connection)
@@ -244,11 +245,12 @@ class State:
               ordinal = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.ordinal, ordinal),
               committed_at = iif(
                 (excluded.position, excluded.ordinal) > (position, ordinal), excluded.committed_at, committed_at),
-              attempts = iif(standing = 2, attempts, 0),
-              standing = iif(standing = 2, 2, 1)
+              attempts = iif(standing = 2 or standing = 3 and holds, attempts, 0),
+              standing = iif(standing = 2 or standing = 3 and holds, standing, 1)
             """,
             ((key, at.position, at.ordinal, at.committed_at, at.is_read) for key, at in touched.items()),
         )
+        self.letters.note_waiting(touched, entity_rows=self.rows.name_of(self._app.entity))
 
     # Processing
 
@@ -269,10 +271,10 @@ class State:
     def next_try(self) -> float | None:
         """When the next held key or turn is due, in seconds since 1970; `None` without any."""
         (at,) = self._connection.execute(
-            """
+            f"""
             select min(next_try) from (
               select min(next_try) as next_try from entity where standing = 2
-              union all select min(next_try) from turn where not is_dead)
+              union all select min(next_try) from turn where is_head and {TURN_MAY_GO})
             """
         ).fetchone()
         return None if at is None else float(at)
@@ -281,7 +283,7 @@ class State:
         """Make every held key and turn due now."""
         with self.settling():
             self._connection.execute("update entity set next_try = 0 where standing = 2")
-            self._connection.execute("update turn set next_try = 0 where not is_dead")
+            self._connection.execute("update turn set next_try = 0 where is_head")
 
     def load(self, keys: Sequence[Key]) -> dict[Key, Loaded]:
         """These entities with all their related rows, in the order of the rows' keys."""
@@ -298,7 +300,7 @@ class State:
             for key in keys
         }
 
-    def settle(self, done: Iterable[Key], setbacks: Iterable[Setback]) -> None:
+    def settle(self, done: Iterable[Key], setbacks: Sequence[Setback]) -> None:
         """Say where processed keys stand now; inside `settling`, after every sink has flushed."""
         done, setbacks = list(done), list(setbacks)
         self.asked.settle(done, [setback.key for setback in setbacks])
@@ -307,7 +309,7 @@ class State:
             ((key,) for key in done),
         )
         self._connection.executemany(
-            "update entity set standing = ?, attempts = ?, next_try = ?, step = ?, error = ? where _key = ?",
+            "update entity set standing = ?, attempts = ?, next_try = ?, step = ?, error = ?, holds = ? where _key = ?",
             (
                 (
                     Standing.DEAD if setback.next_try is None else Standing.HELD,
@@ -315,11 +317,14 @@ class State:
                     setback.next_try or 0,
                     setback.step,
                     setback.error,
+                    self._app.on_fail.hold_key if setback.holds_key is None else setback.holds_key,
                     setback.key,
                 )
                 for setback in setbacks
             ),
         )
+        self.letters.sweep_sometimes()
+        self.letters.write({setback.key: setback.place for setback in setbacks if setback.next_try is None})
 
     def save_used(self, name: str, used: Mapping[Key, frozenset[Key]]) -> None:
         """Remember which ids the enrichment looked up for these entities, in place of what they used before."""
@@ -347,6 +352,11 @@ class State:
             self.save_checkpoint(Checkpoint(reached=reached))
             self.plan.keep_rows(fold_to=fold_to)
 
+    def waiting_keys(self) -> set[Key]:
+        """Entities whose changes only wait: the held, and the dead that hold their key."""
+        rows = self._connection.execute("select _key from entity where standing = 2 or standing = 3 and holds")
+        return {key for (key,) in rows}
+
     def standing_keys(self) -> dict[Key, Standing]:
         """Every entity that is not clean, with where it stands."""
         rows = self._connection.execute("select _key, standing from entity where standing <> 0")
@@ -358,26 +368,36 @@ class State:
         found = {Standing(standing): count for standing, count in rows}
         return {standing: found.get(standing, 0) for standing in (Standing.DIRTY, Standing.HELD, Standing.DEAD)}
 
-    def letters(self, standing: Standing, *, limit: int) -> list[DeadLetter]:
-        """Entities of that standing, the oldest change first."""
+    def held(self, *, limit: int) -> list[Letter]:
+        """Entities that wait for another try, the oldest change first."""
         rows = self._connection.execute(
             """
             select _key, position, ordinal, step, error, attempts from entity
-            where standing = ? order by position, ordinal limit ?
+            where standing = 2 order by position, ordinal limit ?
             """,
-            (standing, limit),
+            (limit,),
         )
         return [
-            DeadLetter(
+            Letter(
                 key=key,
                 version=Version(Lsn(position), ordinal),
                 step=step or "",
                 error=error or "",
                 attempts=attempts,
-                standing=standing,
+                holds_key=True,
             )
             for key, position, ordinal, step, error, attempts in rows
         ]
+
+    def dead(self, *, limit: int) -> list[Letter]:
+        """Entities and turns that failed for good, the oldest change first."""
+        return read_letters(self._connection, limit=limit)
+
+    def drop(self, keys: Sequence[Key] | None, *, until: datetime) -> int:
+        """Give up dead letters that were written by `until`, all or those of `keys`; how many."""
+        count = self.letters.drop(keys, until=until) + self.turns.drop(keys, until=until)
+        self.letters.sweep()
+        return count
 
     def retry(self, *, among: Sequence[Standing], keys: Sequence[Key] | None) -> int:
         """Make entities of these standings dirty again, all of them or those of `keys`; how many."""
@@ -389,6 +409,7 @@ class State:
             """,
             {"among": json.dumps([int(standing) for standing in among]), "keys": json.dumps(keys)},
         )
+        self.letters.sweep()
         return cursor.rowcount
 
     @contextmanager
@@ -409,7 +430,6 @@ class State:
             row = self._connection.execute("select fingerprint from made_for").fetchone()
             fingerprint = _fingerprint(self._app)
             if row is not None and row[0] == fingerprint:
-                self._connection.execute(ANSWER_TABLE)
                 return
             tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
             for (name,) in tables:
@@ -430,14 +450,15 @@ _STATEMENTS = (
     create table entity (
       _key primary key, position int not null, ordinal int not null, committed_at int not null, standing int not null,
       is_read int not null default 0, attempts int not null default 0, next_try real not null default 0, step text,
-      error text) without rowid
+      error text, holds int not null default 0) without rowid
     """,
     "create index entity_dirty on entity (position, ordinal) where standing = 1",
     "create index entity_held on entity (next_try) where standing = 2",
     "create index entity_not_clean on entity (standing) where standing <> 0",
     "create table used (enrichment text, id, entity, primary key (enrichment, id, entity)) without rowid",
     "create index used_by_entity on used (enrichment, entity)",
-    TURN_TABLE,
+    *TURN_TABLES,
+    LETTER_TABLE,
     SENT_TABLE,
     PLAN_TABLE,
     *WINDOW_TABLES,

@@ -11,7 +11,6 @@ import structlog
 from deltaworks import faults
 from deltaworks.process.app import App, OnChangeStep
 from deltaworks.process.entity import Transition
-from deltaworks.process.fold import Key
 from deltaworks.process.pipeline import next_try_after
 from deltaworks.process.state import State
 from deltaworks.process.step import call, fault_of
@@ -40,19 +39,9 @@ class Telling:
 
     def run(self, *, limit: int) -> Told:
         """Tell the turns that are due, among the `limit` oldest."""
-        ready = self._ready(limit) if self._steps else []
+        ready = self._state.turns.due(now=time.time(), limit=limit) if self._steps else []
         taken = self._loop.run(self._tell_all(ready)) if ready else []
         return Told(tried=len(ready), taken=sum(taken))
-
-    def _ready(self, limit: int) -> list[WaitingTurn]:
-        turns = self._state.turns.waiting(limit=limit)
-        now = time.time()
-        blocked = {(turn.step, turn.entity) for turn in turns if turn.is_dead}
-        due: dict[tuple[str, Key], WaitingTurn] = {}
-        for turn in turns:
-            # The first that waits of a key stands for all behind it.
-            due.setdefault((turn.step, turn.entity), turn)
-        return [turn for place, turn in due.items() if place not in blocked and turn.next_try <= now]
 
     async def _tell_all(self, turns: Sequence[WaitingTurn]) -> list[bool]:
         return await asyncio.gather(*(self._tell(self._steps.get(turn.step), turn) for turn in turns))
@@ -69,7 +58,13 @@ class Telling:
             attempts = turn.attempts + 1
             next_try = next_try_after(fault, attempts=attempts, retry=step.retry)
             with self._state.settling():
-                self._state.turns.hold(turn.id, attempts=attempts, next_try=next_try, error=fault.error)
+                if next_try is None:
+                    holds_key = step.on_fail.hold_key
+                    self._state.turns.bury(
+                        turn, attempts=attempts, error=fault.error, place=step.place, holds_key=holds_key
+                    )
+                else:
+                    self._state.turns.hold(turn, attempts=attempts, next_try=next_try, error=fault.error)
             logger.warning("transition set back", app=self._name, step=step.name, error=fault.error, attempts=attempts)
             return False
         faults.reach("process.after_turn")
@@ -78,7 +73,7 @@ class Telling:
 
     def _take(self, turn: WaitingTurn) -> None:
         with self._state.settling():
-            self._state.turns.take([turn.id])
+            self._state.turns.take(turn)
 
     def _transition(self, step: OnChangeStep, turn: WaitingTurn) -> Transition[Any]:
         return Transition(

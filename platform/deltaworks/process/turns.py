@@ -1,8 +1,9 @@
 """Turns: changes of a watched column, kept in the app's state until the step that watches has been told.
 
-    fold ──► save ──► waiting ──► step ──► take            told: forgotten
-                         ▲          └────► hold            failed: again at `next_try`, or dead until a retry
-                         └───────────────────┘
+    fold ──► save ──► due ──► step ──► take            told: forgotten
+                       ▲        ├────► hold ──┐        failed: again at `next_try`
+                       │        └────► bury   │        failed for good: dead until a retry
+                       └──────────────────────┘
 
 A turn is saved in the same transaction as the rows it comes from, so none is missed; it is forgotten after the
 step ran, so a crash in between tells it twice, under the same id.
@@ -10,6 +11,7 @@ step ran, so a crash in between tells it twice, under the same id.
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,13 +23,27 @@ from deltaworks.process.fold import Key, Turn, moment
 from deltaworks.process.rows import Rows
 from deltaworks.process.shape import Decode, decoder
 
-STATEMENT = """
+STATEMENTS = (
+    """
     create table turn (
       id integer primary key, step text not null, entity not null, column text not null, before text not null,
       row text not null, position int not null, ordinal int not null, committed_at int not null,
-      attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text)
-    """
-"""What creates the table."""
+      attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text,
+      is_head int not null default 0, is_passed int not null default 0, failed_at real, place text)
+    """,
+    "create index turn_queue on turn (step, entity, id) where not is_passed",
+    "create index turn_head on turn (id) where is_head",
+    "create index turn_dead on turn (id) where is_dead",
+)
+"""What creates the table. `is_head`: the first of its step and entity, behind which the others wait. `is_passed`: a
+dead one that nobody waits for.
+"""
+
+MAY_GO = """
+    not turn.is_dead and exists (
+      select 1 from entity e where e._key = turn.entity and (e.standing = 0 or e.standing = 3 and not e.holds))
+"""
+"""A turn is told after the document of the same changes left, so not while its entity is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +59,6 @@ class WaitingTurn:
     version: Version
     committed_at: datetime
     attempts: int
-    next_try: float
-    is_dead: bool
 
 
 class Turns:
@@ -79,42 +93,88 @@ class Turns:
                 if step.column == turn.column and self._is_wanted(step.to, turn)
             ],
         )
+        self._find_heads({(step.name, turn.entity) for turn in turns for step in self._app.reactions})
 
-    def waiting(self, *, limit: int) -> list[WaitingTurn]:
-        """Turns not taken yet in the order they happened, the held and the dead ones too."""
+    def due(self, *, now: float, limit: int) -> list[WaitingTurn]:
+        """Turns to tell now, as they happened: the first of each step and entity, unless it is held or dead."""
         found = self._connection.execute(
-            """
-            select id, step, entity, column, before, row, position, ordinal, committed_at, attempts, next_try, is_dead
-            from turn order by id limit ?
+            f"""
+            select id, step, entity, column, before, row, position, ordinal, committed_at, attempts
+            from turn where is_head and next_try <= ? and {MAY_GO} order by id limit ?
             """,
-            (limit,),
+            (now, limit),
         )
         return [self._read(row) for row in found]
 
-    def take(self, ids: Iterable[int]) -> None:
-        """Forget turns that their steps have taken."""
-        self._connection.executemany("delete from turn where id = ?", ((id_,) for id_ in ids))
+    def take(self, turn: WaitingTurn) -> None:
+        """Forget a turn that its step has taken."""
+        self._connection.execute("delete from turn where id = ?", (turn.id,))
+        self._find_heads([(turn.step, turn.entity)])
 
-    def hold(self, id_: int, *, attempts: int, next_try: float | None, error: str) -> None:
-        """Keep a turn whose step failed: until `next_try`, or for good."""
+    def hold(self, turn: WaitingTurn, *, attempts: int, next_try: float, error: str) -> None:
+        """Keep a turn whose step failed until `next_try`."""
         self._connection.execute(
-            "update turn set attempts = ?, next_try = ?, is_dead = ?, error = ? where id = ?",
-            (attempts, next_try or 0, next_try is None, error, id_),
+            "update turn set attempts = ?, next_try = ?, error = ? where id = ?", (attempts, next_try, error, turn.id)
         )
 
-    def retry(self) -> int:
-        """Let dead turns be tried again; how many."""
-        return self._connection.execute(
-            "update turn set is_dead = 0, attempts = 0, next_try = 0 where is_dead"
-        ).rowcount
+    def bury(self, turn: WaitingTurn, *, attempts: int, error: str, place: str, holds_key: bool) -> None:
+        """Keep a turn whose step failed for good; with `holds_key` the later ones wait behind it."""
+        self._connection.execute(
+            """
+            update turn set attempts = ?, next_try = 0, error = ?, is_dead = 1, is_head = 0, is_passed = ?, place = ?,
+              failed_at = ? where id = ?
+            """,
+            (attempts, error, not holds_key, place, time.time(), turn.id),
+        )
+        self._find_heads([(turn.step, turn.entity)])
+
+    def retry(self, keys: Sequence[Key] | None = None) -> int:
+        """Let dead turns be tried again, all or those of `keys`, each step's in their order; how many."""
+        dead = self._dead(keys, until=None)
+        self._connection.executemany(
+            "update turn set is_dead = 0, is_passed = 0, attempts = 0, next_try = 0 where id = ?",
+            ((id_,) for id_, _, _ in dead),
+        )
+        self._find_heads({(step, entity) for _, step, entity in dead})
+        return len(dead)
+
+    def drop(self, keys: Sequence[Key] | None, *, until: datetime) -> int:
+        """Forget dead turns, all or those of `keys`, that died by `until`; how many. Those behind them go on."""
+        dead = self._dead(keys, until=until)
+        self._connection.executemany("delete from turn where id = ?", ((id_,) for id_, _, _ in dead))
+        self._find_heads({(step, entity) for _, step, entity in dead})
+        return len(dead)
 
     def dead_count(self) -> int:
         """How many turns failed for good."""
         (count,) = self._connection.execute("select count(*) from turn where is_dead").fetchone()
         return int(count)
 
+    def _dead(self, keys: Sequence[Key] | None, *, until: datetime | None) -> list[tuple[int, str, Key]]:
+        return self._connection.execute(
+            """
+            select id, step, entity from turn where is_dead and (:until is null or failed_at <= :until)
+              and (:keys = 'null' or entity in (select value from json_each(:keys)))
+            """,
+            {"keys": json.dumps(keys), "until": None if until is None else until.timestamp()},
+        ).fetchall()
+
+    def _find_heads(self, queues: Iterable[tuple[str, Key]]) -> None:
+        """Say again which turn is the first of these steps and entities; a dead first one lets none be told."""
+        queues = list(queues)
+        self._connection.executemany(
+            "update turn set is_head = 0 where is_head and not is_passed and step = ? and entity = ?", queues
+        )
+        self._connection.executemany(
+            """
+            update turn set is_head = not is_dead
+            where id = (select min(id) from turn where step = ? and entity = ? and not is_passed)
+            """,
+            queues,
+        )
+
     def _read(self, row: Sequence[Any]) -> WaitingTurn:
-        id_, step, entity, column, before, values, position, ordinal, committed_at, attempts, next_try, is_dead = row
+        id_, step, entity, column, before, values, position, ordinal, committed_at, attempts = row
         return WaitingTurn(
             id=id_,
             step=step,
@@ -125,8 +185,6 @@ class Turns:
             version=Version(Lsn(position), ordinal),
             committed_at=moment(committed_at),
             attempts=attempts,
-            next_try=next_try,
-            is_dead=bool(is_dead),
         )
 
     def _is_wanted(self, to: Any, turn: Turn) -> bool:

@@ -29,8 +29,7 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
-from deltaworks.log.holder import holder_of
-from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.log.registry import log_of
 from deltaworks.log.status import CaptureStatus, log_status
 from deltaworks.position import Lsn
 from deltaworks.serve.metrics import Metrics
@@ -60,15 +59,15 @@ def build(config: Config) -> FastAPI:
     name = _served_app(config)
     search = SearchReader(config.index_folder(name))
     source = config.app(name).source
-    folder = config.log_folder(source)
-    log = LocalLogReader(folder)
+    place = log_of(config, source)
+    log = place.reader()
 
     def status() -> Status:
         return read_status(search, log)
 
     def captured() -> CaptureStatus:
         # Of the log alone: this process asks no database.
-        return log_status(source, log, tables=config.source(source).table_names, service=holder_of(folder / LOCK_FILE))
+        return log_status(source, log, tables=config.source(source).table_names, service=place.holder())
 
     metrics = Metrics(name, status, captured)
     # No interactive API pages: they load scripts from another site.

@@ -20,7 +20,7 @@ from deltaworks.change import DELETE, UPDATE, ChangeBatch, change_schema
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import Group, LogWriter
-from deltaworks.log.local import LocalLogWriter
+from deltaworks.log.registry import open_writer
 from deltaworks.position import Lsn
 from deltaworks.process.shape import arrow_type, fields_of
 from deltaworks.process.sink import Capabilities, Document, Refusal, SinkReader
@@ -77,7 +77,7 @@ class LakeTable:
             DocumentShapeError: the key is not a column.
         """
         schema = self.table_schema(key)
-        return LakeTableWriter(schema, LocalLogWriter.open(config.log_folder(app)))
+        return LakeTableWriter(schema, open_writer(config, app))
 
     def open_reader(self, *, app: str, key: str, config: Config) -> SinkReader:
         """Read back what the lake holds, and what the app's log holds beyond it."""

@@ -20,10 +20,10 @@ from typing import Any
 
 from deltaworks.config import Config
 from deltaworks.process.app import App
+from deltaworks.process.letters import Letter
 from deltaworks.process.report import ProcessReport
 from deltaworks.process.runner import Runner
 from deltaworks.process.sink import Document
-from deltaworks.process.state import DeadLetter
 from deltaworks.testing.memory_sink import MemorySink
 from deltaworks.testing.source import ListSource, RowChange, dumped
 
@@ -38,8 +38,8 @@ class Ran:
     """An app after a run: what its sinks hold, what they were sent, and what failed."""
 
     sinks: Mapping[str, MemorySink]
-    dead: Sequence[DeadLetter]
-    held: Sequence[DeadLetter]
+    dead: Sequence[Letter]
+    held: Sequence[Letter]
     report: ProcessReport
 
     @property

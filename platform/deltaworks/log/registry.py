@@ -1,0 +1,88 @@
+"""Kinds of change logs by the name they have in `deltaworks.yaml`; a new one is one line here.
+
+Nothing outside of this folder names a kind: it asks for the log of a source, or of an app that writes to the lake.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from deltaworks.config import Config
+from deltaworks.log.change_log import LogReader, LogWriter
+from deltaworks.log.holder import holder_of
+from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
+from deltaworks.log.takeover import take_over
+
+
+class LogPlace(Protocol):
+    """Where one log lives. Opens nothing before it is asked to; any number of readers, one writer."""
+
+    def reader(self) -> LogReader:
+        """A reader, also of a log that does not exist yet."""
+
+    def writer(self) -> LogWriter:
+        """Take the log; made when it does not exist yet.
+
+        Raises:
+            FencedError: another writer holds it.
+        """
+
+    def take_over(self) -> LogWriter:
+        """Take the log from a writer that was cut off from its source and holds it still; that one writes no more.
+
+        Raises:
+            FencedError: another process takes it over at this moment.
+        """
+
+    def holder(self) -> int | None:
+        """The process on this machine that holds the log to write, `None` when none does."""
+
+
+class LocalLog:
+    """A log in a folder; the settings of `log: {kind: local}`."""
+
+    def __init__(self, _: str, folder: Path, __: object) -> None:
+        self.folder = folder
+
+    def reader(self) -> LocalLogReader:
+        """See `LogPlace`."""
+        return LocalLogReader(self.folder)
+
+    def writer(self) -> LocalLogWriter:
+        """See `LogPlace`."""
+        return LocalLogWriter.open(self.folder)
+
+    def take_over(self) -> LocalLogWriter:
+        """See `LogPlace`."""
+        take_over(self.folder)
+        return self.writer()
+
+    def holder(self) -> int | None:
+        """See `LogPlace`."""
+        return holder_of(self.folder / LOCK_FILE)
+
+
+_KINDS: Mapping[str, Callable[[str, Path, Any], LogPlace]] = {  # Any: the model of that kind's settings
+    "local": LocalLog,
+}
+
+
+def log_of(config: Config, name: str) -> LogPlace:
+    """The log of a source, or of an app that writes to the lake; touches nothing yet."""
+    settings = config.log_settings(name)
+    return _KINDS[settings.kind](name, config.log_folder(name), settings)
+
+
+def open_reader(config: Config, name: str) -> LogReader:
+    """A reader of a log. See `LogPlace.reader`."""
+    return log_of(config, name).reader()
+
+
+def open_writer(config: Config, name: str) -> LogWriter:
+    """The writer of a log. See `LogPlace.writer`."""
+    return log_of(config, name).writer()
+
+
+def holder(config: Config, name: str) -> int | None:
+    """The process that writes a log. See `LogPlace.holder`."""
+    return log_of(config, name).holder()
