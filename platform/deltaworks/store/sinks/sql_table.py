@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from deltaworks import faults
 from deltaworks.errors import TerminalError
 from deltaworks.position import Lsn, Version
 from deltaworks.process.shape import Field, fields_of
@@ -152,6 +153,7 @@ class SqlDelivery:
             if gone:
                 self._session.bury(gone)
             self._session.reach(up_to)
+            faults.reach("sql_table.before_commit")
         return refusals
 
     def close(self) -> None:
