@@ -153,6 +153,8 @@ class AppConfig(_Model):
     """The source whose log it reads; the same that the app's module names."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the app's steps, e.g. the address of a service they call."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where `deltaworks process` gives its Prometheus metrics on the loopback interface; nowhere when left out."""
 
 
 class ServeConfig(_Model):
@@ -163,7 +165,10 @@ class ServeConfig(_Model):
     port: Annotated[int, Field(ge=1, le=65535)] = 8400
     """The TCP port."""
     app: Name | None = None
-    """The app whose search index the search page shows; the only app when left out."""
+    """The app whose search index the search page shows; the only app that has one when left out."""
+    operators: Literal["this machine", "anyone", "nobody"] = "this machine"
+    """Who may pause, resume and retry apps on the page `/apps`: `anyone` is for a server behind a proxy that asks who
+    it is."""
 
 
 class Config(_Model):

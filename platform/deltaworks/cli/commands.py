@@ -184,7 +184,12 @@ def process(
         list[str] | None,
         typer.Option("--keys", help="Make the documents of these keys anew: 5,77 or @FILE with one key on each line."),
     ] = None,
+    is_pause: Annotated[bool, typer.Option("--pause", help="Let the app stand still, wherever it runs.")] = False,
+    is_resume: Annotated[bool, typer.Option("--resume", help="Let a paused app go on.")] = False,
     is_all: Annotated[bool, typer.Option("--reprocess", help="Make every document anew, then stop.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option("--metrics", metavar="PORT", help="Give Prometheus metrics on this port.")
+    ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:
     """Run the app APP_NAME over its source's log, until stopped.
@@ -195,6 +200,9 @@ def process(
     from deltaworks import operate
 
     settings = load_config(config)
+    if is_pause or is_resume:
+        (operate.pause if is_pause else operate.resume)(settings, app_name)
+        return
     if keys or is_all:
         with Bars() as bars:
             answered = operate.reprocess(
@@ -211,7 +219,9 @@ def process(
         with Bars() as bars:
             out.print(operate.process(settings, app_name, on_progress=bars).summary, highlight=False)
         return
-    operate.follow_process(settings, app_name, stop=stop_on_signal())
+    stop = stop_on_signal()
+    with operate.app_metrics_server(settings, app_name, port=metrics):
+        operate.follow_process(settings, app_name, stop=stop)
 
 
 @app.command()

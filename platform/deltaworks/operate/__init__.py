@@ -38,7 +38,7 @@ from deltaworks.operate.dump import (
 from deltaworks.operate.history import History, history
 from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
-from deltaworks.operate.metrics import MetricsPortInUseError, metrics_server
+from deltaworks.operate.metrics import MetricsPortInUseError, app_metrics_server, metrics_server
 from deltaworks.operate.proof import verify_log
 from deltaworks.operate.sources import capture_status, capture_statuses
 
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
         document_lineage,
         follow_process,
         lake_tables_of,
+        pause,
         process,
+        resume,
         tables_read_by,
     )
     from deltaworks.operate.asking import (
@@ -95,6 +97,7 @@ __all__ = [
     "ServiceSlowError",
     "StatusRow",
     "TableProgress",
+    "app_metrics_server",
     "ask",
     "behind",
     "capture",
@@ -117,10 +120,12 @@ __all__ = [
     "open_lake",
     "parse_asked",
     "parse_keys",
+    "pause",
     "process",
     "release",
     "released",
     "reprocess",
+    "resume",
     "retry",
     "status",
     "tables_read_by",
@@ -130,7 +135,16 @@ __all__ = [
 ]
 
 _LATE = {
-    "app": ("Processed", "document_lineage", "follow_process", "lake_tables_of", "process", "tables_read_by"),
+    "app": (
+        "Processed",
+        "document_lineage",
+        "follow_process",
+        "lake_tables_of",
+        "pause",
+        "process",
+        "resume",
+        "tables_read_by",
+    ),
     "lake": (
         "LakeMovedError",
         "Loaded",

@@ -12,6 +12,8 @@ from deltaworks.operate.log import OnProgress
 from deltaworks.position import Lsn
 from deltaworks.process.lineage import LINEAGE_FILE, Columns
 from deltaworks.process.lineage import read as read_lineage
+from deltaworks.process.live import publishing
+from deltaworks.process.pausing import Pause
 from deltaworks.process.registry import load_app
 from deltaworks.process.runner import STATE_FILE, AppHeldError, Runner
 from deltaworks.process.state import read_reached
@@ -72,7 +74,20 @@ def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
     warm_up()
     with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
         if runner is not None:
-            runner.follow(stop)
+            with publishing(loaded, name=app, folder=config.app_folder(app)):
+                runner.follow(stop)
+
+
+def pause(config: Config, app: str) -> None:
+    """Let an app stand still until `resume`, over restarts too; a running service does so within a moment."""
+    config.app(app)
+    Pause(config.app_folder(app)).pause()
+
+
+def resume(config: Config, app: str) -> None:
+    """Let a paused app go on."""
+    config.app(app)
+    Pause(config.app_folder(app)).resume()
 
 
 def tables_read_by(config: Config, app: str) -> Sequence[str]:

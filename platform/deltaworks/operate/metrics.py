@@ -1,9 +1,9 @@
-"""Gives a source's metrics to Prometheus, beside the service that captures it."""
+"""Gives metrics to Prometheus, beside the service that captures a source or runs an app."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
@@ -29,17 +29,47 @@ def metrics_server(config: Config, source: str, *, port: int | None = None) -> I
         MetricsPortInUseError: somebody else listens there.
     """
     port = port or config.source(source).metrics_port
+    registry = CollectorRegistry()
+    registry.register(CaptureCollector(lambda: [capture_status(config, source)]))
+    with _serving(port, registry, what=f"source {source!r}", setting=f"sources.{source}.metrics_port") as served:
+        yield served
+
+
+@contextmanager
+def app_metrics_server(config: Config, app: str, *, port: int | None = None) -> Iterator[int | None]:
+    """Serve `/metrics` of this process, which runs the app, while inside; the port, or `None` when none is configured.
+
+    `port` wins over `apps.*.metrics_port`. Steps count as they go; keys that wait and dead letters are counted when a
+    scrape asks.
+
+    Raises:
+        MetricsPortInUseError: somebody else listens there.
+    """
+    from deltaworks.process.standing import StandingCollector  # noqa: PLC0415 - capture has no use for it
+
+    port = port or config.app(app).metrics_port
+    collector = StandingCollector(app, config.app_folder(app))
+    if port is not None:
+        REGISTRY.register(collector)
+    try:
+        with _serving(port, REGISTRY, what=f"app {app!r}", setting=f"apps.{app}.metrics_port") as served:
+            yield served
+    finally:
+        if port is not None:
+            REGISTRY.unregister(collector)
+
+
+@contextmanager
+def _serving(port: int | None, registry: CollectorRegistry, *, what: str, setting: str) -> Iterator[int | None]:
     if port is None:
         yield None
         return
-    registry = CollectorRegistry()
-    registry.register(CaptureCollector(lambda: [capture_status(config, source)]))
     try:
         server, thread = start_http_server(port, addr=HOST, registry=registry)
     except OSError as error:
         raise MetricsPortInUseError(
-            f"cannot give metrics of source {source!r}: port {port} of {HOST} is in use; "
-            f"change sources.{source}.metrics_port, or stop what listens there"
+            f"cannot give metrics of {what}: port {port} of {HOST} is in use; "
+            f"change {setting}, or stop what listens there"
         ) from error
     try:
         yield port

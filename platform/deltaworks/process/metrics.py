@@ -22,6 +22,12 @@ LAG = Histogram(
     ("app",),
     buckets=(0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+STEP_SECONDS = Histogram(
+    "deltaworks_process_step_seconds",
+    "How long a step took for one batch of entities.",
+    ("app", "step"),
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
 CALLS = Counter(
     "deltaworks_process_calls_total", "Calls of a service by outcome: ok, failed.", ("app", "step", "outcome")
 )

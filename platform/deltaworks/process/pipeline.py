@@ -155,7 +155,8 @@ class Pipeline:
                 self.samples.extend(entities)
                 is_made = True
             balance = StepBalance.before(entities, run.outcome)
-            entities, values = faults.hand_over("process.step", await self._take(step, entities, values, run))
+            with metrics.STEP_SECONDS.labels(self._name, step.name).time():
+                entities, values = faults.hand_over("process.step", await self._take(step, entities, values, run))
             for key in balance.lost(entities, run.outcome):
                 metrics.LOST.labels(self._name, step.name).inc()
                 run.set_back(key, StepFault(step=step.name, error=LOST, may_pass=True))

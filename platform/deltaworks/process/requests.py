@@ -135,7 +135,7 @@ class Requests:
     def ask(self, request: Request) -> None:
         """Place a request; durable when this returns."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write(self._folder / f"{request.id}{_REQUEST}", request.to_json())
+        write_json(self._folder / f"{request.id}{_REQUEST}", request.to_json())
 
     def open(self) -> Sequence[Request]:
         """Requests that have not ended, oldest first. Cheap while nobody asks: one `stat` of the folder."""
@@ -160,7 +160,7 @@ class Requests:
         path = self._ended(outcome.id)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, outcome.to_json())
+            write_json(path, outcome.to_json())
         # Only now: dying before this line leaves a request that its outcome marks as ended.
         (self._folder / f"{outcome.id}{_REQUEST}").unlink(missing_ok=True)
         self._known.pop(f"{outcome.id}{_REQUEST}", None)
@@ -195,7 +195,8 @@ class Requests:
         return self._folder / _ENDED / f"{request_id}.json"
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:  # Any: JSON values
+def write_json(path: Path, values: Mapping[str, Any]) -> None:  # Any: JSON values
+    """Put a JSON file in its place, all of it or nothing; durable when this returns."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with draft.open("w", encoding="utf-8") as file:
         json.dump(values, file, ensure_ascii=False)

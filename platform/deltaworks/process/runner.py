@@ -48,6 +48,7 @@ from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row
 from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
+from deltaworks.process.pausing import LOOK_EVERY_S, AppPausedError, Pause
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
@@ -97,6 +98,7 @@ class Runner:
         loop: asyncio.Runner,
         lineage_file: Path,
         requests: Requests,
+        pause: Pause,
         resources: ExitStack,
     ) -> None:
         """Use `open`."""
@@ -126,6 +128,7 @@ class Runner:
             make_dirty=self._make_dirty,
             at_once={Kind.RETRY: self.retry_dead},
         )
+        self._pause = pause
         self._lineage_file = lineage_file
         self._is_observed = False
         self._has_standing = True
@@ -189,6 +192,7 @@ class Runner:
                 loop=loop,
                 lineage_file=config.app_folder(name) / LINEAGE_FILE,
                 requests=Requests.of(config.app_folder(name)),
+                pause=Pause(config.app_folder(name)),
                 resources=ExitStack(),
             )
             runner._resources = resources.pop_all()
@@ -219,8 +223,14 @@ class Runner:
 
         Raises:
             RetryableError: a sink was absent for longer than `patience_s`; nothing is lost.
+            AppPausedError: a person paused the app; nothing was read.
             SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
         """
+        if (since := self._pause.since()) is not None:
+            raise AppPausedError(
+                f"cannot run app {self._name!r}: it is paused since {since:%F %T} UTC; resume it first, "
+                f"with `deltaworks process {self._name} --resume` or on the page of apps"
+            )
         self._tally = Tally()
         end = self._log.end()
         self._state.hasten()
@@ -262,6 +272,9 @@ class Runner:
         self._tally = Tally()
         attempt = 0
         while not stop.is_set():
+            if self._pause.is_on:
+                stop.wait(LOOK_EVERY_S)
+                continue
             try:
                 worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
                 attempt = 0

@@ -1,4 +1,4 @@
-"""The HTTP server: search page, JSON API, health and metrics over one app's search index.
+"""The HTTP server: a page of all apps, the search page over one app's index, JSON, health and metrics.
 
 | route            | answers                                                                  |
 |------------------|--------------------------------------------------------------------------|
@@ -7,10 +7,15 @@
 | `/api/search`    | `q`, `limit`: the best hits                                              |
 | `/api/documents` | `key`, repeated: these documents, those that are there                   |
 | `/api/status`    | index position, end of the log, lag, document count                      |
+| `/apps`          | the page of apps: steps, rates, lag, dead letters; works without JavaScript |
+| `/apps/list`     | its list of apps alone, for looking on                                   |
+| `/api/apps`      | the same as JSON                                                         |
+| `/apps/A/pause`  | POST, as `resume` and `retry`: see `operator`                             |
 | `/health`        | 200 while the process serves                                             |
 | `/metrics`       | Prometheus text                                                          |
 
-It only reads files that other processes write, so it starts before them and outlives them.
+Without an app that has a search index, `/` leads to `/apps` and there is no search. It reads files that other
+processes write, so it starts before them and outlives them.
 """
 
 from collections.abc import Callable
@@ -21,10 +26,10 @@ from importlib.resources import as_file, files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from granian.log import LogLevels
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.middleware.base import RequestResponseEndpoint
 
 from deltaworks.config import Config
@@ -32,11 +37,15 @@ from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.registry import log_of
 from deltaworks.log.status import CaptureStatus, log_status
 from deltaworks.position import Lsn
+from deltaworks.process.registry import load_app
+from deltaworks.serve.apps import read_apps
+from deltaworks.serve.apps_page import render_apps, render_list
 from deltaworks.serve.metrics import Metrics
+from deltaworks.serve.operator import add_actions, refusal_of
 from deltaworks.serve.page import find, render_page, render_results, status_text
 from deltaworks.serve.status import Status, read_status
 from deltaworks.serve.worker import serve
-from deltaworks.store.search import Hit, SearchReader
+from deltaworks.store.search import Hit, SearchIndex, SearchReader
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -54,9 +63,68 @@ def build(config: Config) -> FastAPI:
     """The application. Opens nothing: an index or a log that is not there yet is a state it shows.
 
     Raises:
-        NoAppToServeError: `serve.app` is left out and there is not exactly one app.
+        NoAppToServeError: `serve.app` is left out and several apps have a search index.
     """
-    name = _served_app(config)
+    name = _searched_app(config)
+    # No interactive API pages: they load scripts from another site.
+    app = FastAPI(title="Deltaworks", docs_url=None, redoc_url=None)
+    app.add_exception_handler(DeltaworksError, _answer_error)
+    app.middleware("http")(_add_headers)
+    with as_file(files("deltaworks.serve")) as package:
+        app.mount("/static", StaticFiles(directory=package / "static"))
+    registry = CollectorRegistry() if name is None else _add_search(app, config, name).registry
+    _add_apps(app, config, has_search=name is not None)
+    add_actions(app, config)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics_text() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        PortInUseError: somebody else listens there; found out before anything starts.
+        NoAppToServeError: see `build`.
+    """
+    _searched_app(config)
+    # The worker is a process of its own, so it gets the configuration and makes its application from it.
+    serve(
+        partial(build, config),
+        host=config.serve.host,
+        port=config.serve.port,
+        setting="serve.port in deltaworks.yaml",
+        log_level=LogLevels.warning,
+    )
+
+
+def _searched_app(config: Config) -> str | None:
+    if config.serve.app is not None:
+        return config.serve.app
+    found = [name for name in config.apps if _may_have_index(config, name)]
+    if len(found) > 1:
+        raise NoAppToServeError(
+            f"cannot choose the app to serve out of {', '.join(found)!r}; set serve.app in deltaworks.yaml"
+        )
+    return found[0] if found else None
+
+
+def _may_have_index(config: Config, name: str) -> bool:
+    try:
+        return any(isinstance(spec, SearchIndex) for spec in load_app(config, name).sinks)
+    except DeltaworksError:
+        # An app that cannot be imported here may still have an index here.
+        return True
+
+
+def _add_search(app: FastAPI, config: Config, name: str) -> Metrics:
     search = SearchReader(config.index_folder(name))
     source = config.app(name).source
     place = log_of(config, source)
@@ -70,55 +138,35 @@ def build(config: Config) -> FastAPI:
         return log_status(source, log, tables=config.source(source).table_names, service=place.holder())
 
     metrics = Metrics(name, status, captured)
-    # No interactive API pages: they load scripts from another site.
-    app = FastAPI(title="Deltaworks search", docs_url=None, redoc_url=None)
-    app.add_exception_handler(DeltaworksError, _answer_error)
-    app.middleware("http")(_add_headers)
     _add_page(app, search, metrics, name, status)
     _add_api(app, search, metrics, status)
-
-    @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/metrics", response_class=Response)
-    def metrics_text() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
+    return metrics
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def _add_apps(app: FastAPI, config: Config, *, has_search: bool) -> None:
+    def may_act(request: Request) -> bool:
+        return refusal_of(request, config.serve.operators) is None
 
-    Raises:
-        PortInUseError: somebody else listens there; found out before anything starts.
-        NoAppToServeError: see `build`.
-    """
-    _served_app(config)
-    # The worker is a process of its own, so it gets the configuration and makes its application from it.
-    serve(
-        partial(build, config),
-        host=config.serve.host,
-        port=config.serve.port,
-        setting="serve.port in deltaworks.yaml",
-        log_level=LogLevels.warning,
-    )
+    @app.get("/apps", response_class=HTMLResponse)
+    def apps(request: Request) -> str:
+        return render_apps(read_apps(config), has_search=has_search, may_act=may_act(request))
 
+    @app.get("/apps/list", response_class=HTMLResponse)
+    def apps_list(request: Request) -> str:
+        return render_list(read_apps(config), may_act=may_act(request))
 
-def _served_app(config: Config) -> str:
-    if config.serve.app is not None:
-        return config.serve.app
-    if len(config.apps) != 1:
-        known = ", ".join(config.apps) or "none"
-        raise NoAppToServeError(f"cannot choose the app to serve out of {known!r}; set serve.app in deltaworks.yaml")
-    return next(iter(config.apps))
+    @app.get("/api/apps")
+    def api_apps() -> dict[str, Any]:
+        return {"apps": [each.to_json() for each in read_apps(config)]}
+
+    if not has_search:
+
+        @app.get("/")
+        def home() -> Response:
+            return RedirectResponse("/apps")
 
 
 def _add_page(app: FastAPI, search: SearchReader, metrics: Metrics, name: str, status: Callable[[], Status]) -> None:
-    with as_file(files("deltaworks.serve")) as folder:
-        app.mount("/static", StaticFiles(directory=folder / "static"))
-
     @app.get("/", response_class=HTMLResponse)
     def page(q: str = "") -> str:
         with metrics.search_s.time():

@@ -36,7 +36,7 @@ def find(search: SearchReader, query: str, *, limit: int = PAGE_HITS) -> Found:
 
 def render_page(found: Found, *, app: str, status: Status) -> str:
     """The whole page."""
-    return _template("page.html").render(
+    return template("page.html").render(
         found=found,
         cards=_cards(found),
         title=_headline(found.spec, app),
@@ -48,7 +48,7 @@ def render_page(found: Found, *, app: str, status: Status) -> str:
 
 def render_results(found: Found) -> str:
     """The list of results alone."""
-    return _template("results.html").render(found=found, cards=_cards(found))
+    return template("results.html").render(found=found, cards=_cards(found))
 
 
 def status_text(status: Status, *, now: datetime | None = None) -> str:
@@ -57,13 +57,13 @@ def status_text(status: Status, *, now: datetime | None = None) -> str:
         return "Nothing is indexed yet. Documents appear here as soon as the app has written the first ones."
     if status.lag_changes:
         most = "at least " if status.is_lag_at_least else ""
-        behind = f"{most}{_counted(status.lag_changes, 'change')} behind, for {_span(status.lag_s)}"
+        behind = f"{most}{_counted(status.lag_changes, 'change')} behind, for {span(status.lag_s)}"
     else:
         behind = "up to date with the log"
     parts = [_counted(status.document_count, "document"), f"position {status.index_position}", behind]
     if status.committed_at is not None:
         age_s = ((now or datetime.now(UTC)) - status.committed_at).total_seconds()
-        parts.append(f"newest change {_span(max(0.0, age_s))} ago")
+        parts.append(f"newest change {span(max(0.0, age_s))} ago")
     return " · ".join(parts)
 
 
@@ -79,8 +79,9 @@ def _templates() -> Environment:
     )
 
 
-def _template(name: str) -> Template:
-    return _templates().get_template(name)
+def template(name: str) -> Template:
+    """A template of the server by its file's name."""
+    return _templates().gettemplate(name)
 
 
 def _cards(found: Found) -> list[Card]:
@@ -103,7 +104,8 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A length of time for people."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,0 +1,106 @@
+"""The page of apps as HTML: one rendering for the whole page and for the part that is replaced while one looks."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+
+from deltaworks.process.live import HISTORY
+from deltaworks.serve.apps import AppView
+from deltaworks.serve.page import span, template
+
+_WIDTH, _HEIGHT = 240.0, 40.0
+_STATE_TEXTS = {
+    "running": "running",
+    "paused": "paused",
+    "silent": "does not answer",
+    "stopped": "no service",
+}
+_VERBS = {"filter": "keeps", "enrich": "asks", "transform": "makes", "on_change": "tells", "window": "aggregates"}
+
+
+def render_apps(apps: Sequence[AppView], *, has_search: bool, may_act: bool) -> str:
+    """The whole page."""
+    return _render("apps.html", apps, has_search=has_search, may_act=may_act)
+
+
+def render_list(apps: Sequence[AppView], *, may_act: bool) -> str:
+    """The apps alone."""
+    return _render("apps_list.html", apps, has_search=False, may_act=may_act)
+
+
+def _render(name: str, apps: Sequence[AppView], *, has_search: bool, may_act: bool) -> str:
+    return template(name).render(
+        apps=apps,
+        has_search=has_search,
+        may_act=may_act,
+        state_text=state_text,
+        verbs=_VERBS,
+        graph=graph,
+        rate=rate,
+        seconds=seconds,
+        percent=percent,
+        ago=ago,
+    )
+
+
+def state_text(app: AppView, *, now: datetime | None = None) -> str:
+    """What the app is doing, in a few words."""
+    now = now or datetime.now(UTC)
+    text = _STATE_TEXTS[app.state]
+    if app.paused_since is not None:
+        return f"{text} for {span((now - app.paused_since).total_seconds())}"
+    if app.live is not None and app.state == "running":
+        return f"{text} for {span((now - app.live.started_at).total_seconds())}"
+    if app.live is not None and app.state == "silent":
+        return f"{text} since {span((now - app.live.at).total_seconds())}"
+    return text
+
+
+def graph(history: Sequence[float]) -> Markup:
+    """The documents of the last two minutes as an area; the newest second is at the right edge."""
+    most = max(history, default=0.0) or 1.0
+    step = _WIDTH / (HISTORY - 1)
+    left = _WIDTH - step * (len(history) - 1)
+    points = [
+        f"{left + index * step:.1f},{_HEIGHT - 1 - (value / most) * (_HEIGHT - 4):.1f}"
+        for index, value in enumerate(history)
+    ]
+    if not points:
+        return Markup()
+    line = " ".join(points)
+    area = f"{left:.1f},{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"
+    # Only numbers go in, so there is nothing to escape.
+    return Markup(f'<polygon class="area" points="{area}"/><polyline class="line" points="{line}"/>')  # noqa: S704
+
+
+def rate(per_s: float) -> str:
+    """A rate for people, `1,240` or `0.4`.
+
+    >>> rate(1240.4), rate(0.44), rate(0)
+    ('1,240', '0.4', '0')
+    """
+    return f"{per_s:,.0f}" if per_s >= 10 or not per_s else f"{per_s:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """A short time for people: `1.2 s`, `45 ms`, `0.3 ms`.
+
+    >>> seconds(1.234), seconds(0.0452), seconds(0.00031), seconds(None)
+    ('1.2 s', '45 ms', '0.3 ms', '–')
+    """
+    if value is None:
+        return "–"
+    if value >= 1:
+        return f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
+    return f"{value * 1e3:.0f} ms" if value >= 0.001 else f"{value * 1e3:.1f} ms"
+
+
+def percent(share: float | None) -> str:
+    """A share for people."""
+    return "–" if share is None else f"{share:.1%}" if share < 0.1 or 0.99 < share < 1 else f"{share:.0%}"
+
+
+def ago(at: datetime | None) -> str:
+    """How long ago something was."""
+    return "" if at is None else f"{span(max(0.0, (datetime.now(UTC) - at).total_seconds()))} ago"

@@ -1,0 +1,76 @@
+"""Who may act on apps, and what they may do: the only routes of the server that change anything.
+
+A browser sends a form of another site with this user's rights, so a request counts only if the browser says that
+our own page made it. A name that another site's owner points at this machine is refused by its host.
+"""
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+
+from deltaworks.config import Config
+from deltaworks.process.pausing import Pause
+from deltaworks.process.requests import Kind, Requests
+from deltaworks.process.requests import Request as Asked
+
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def add_actions(app: FastAPI, config: Config) -> None:
+    """Add `POST /apps/{name}/{action}`: pause, resume, retry (with `key`, of one dead letter alone)."""
+
+    @app.post("/apps/{name}/{action}")
+    def act(request: Request, name: str, action: str, key: str | None = None) -> Response:
+        refusal = refusal_of(request, config.serve.operators)
+        if refusal is not None:
+            raise HTTPException(403, refusal)
+        if name not in config.apps or action not in _ACTIONS:
+            known = f"apps {', '.join(config.apps) or 'none'}; actions {', '.join(_ACTIONS)}"
+            raise HTTPException(404, f"no {action!r} of app {name!r}; known: {known}")
+        _ACTIONS[action](config, name, key)
+        # See Other: the browser shows the page again, and reloading it does not act again.
+        return RedirectResponse(f"/apps#app-{name}", status_code=303)
+
+
+def refusal_of(request: Request, operators: str) -> str | None:
+    """Why this request may not act; `None` when it may."""
+    if operators == "nobody":
+        return "nobody may act here; set serve.operators"
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != request.url.netloc):
+        return "only this server's own page may act"
+    if operators == "anyone":
+        return None
+    if request.url.hostname not in _LOCAL_NAMES or not _is_local(request):
+        return "only a browser on this machine may act; set serve.operators to allow others"
+    return None
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _pause(config: Config, name: str, _key: str | None) -> None:
+    Pause(config.app_folder(name)).pause()
+
+
+def _resume(config: Config, name: str, _key: str | None) -> None:
+    Pause(config.app_folder(name)).resume()
+
+
+def _retry(config: Config, name: str, key: str | None) -> None:
+    Requests.of(config.app_folder(name)).ask(Asked.new(Kind.RETRY, keys=None if key is None else [key]))
+
+
+_ACTIONS: Mapping[str, Callable[[Config, str, str | None], None]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "retry": _retry,
+}
