@@ -5,7 +5,7 @@
 | reference/cli.md    | the help of every command         |
 | reference/config.md | the model of `deltaworks.yaml`    |
 | reference/errors.md | every error class and its meaning |
-| reference/metrics.md | every Prometheus metric of capture |
+| reference/metrics.md | every Prometheus metric of capture and of apps |
 """
 
 import importlib
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import typer.main
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -26,6 +27,8 @@ from deltaworks.config import AppConfig, Config, LakeConfig, LocalLogConfig, Pos
 from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
+from deltaworks.process.metrics import APP_METRICS
+from deltaworks.process.standing import StandingCollector
 
 FOLDER = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code and run `make docs`. -->\n\n"
@@ -93,7 +96,7 @@ def errors_page() -> str:
 
 
 def metrics_page() -> str:
-    """Every metric that `deltaworks capture --metrics` gives."""
+    """Every metric that `--metrics` of `deltaworks capture` and of `deltaworks process` gives."""
     parts = [
         "# Metrics\n\n`deltaworks capture SOURCE --metrics PORT` gives these on `http://127.0.0.1:PORT/metrics`. "
         "A metric without a known value, for example while the source does not answer, has no sample.\n"
@@ -103,6 +106,15 @@ def metrics_page() -> str:
         for metric in metrics:
             kind = "counter" if getattr(metric, "is_counter", False) else "gauge"
             parts.append(f"| `{metric.name}` | {kind} | {metric.help} |\n")
+    parts.append(
+        "\n## Of apps\n\n`deltaworks process APP --metrics PORT` gives these.\n\n"
+        "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
+    )
+    for metric in (*APP_METRICS, *StandingCollector("app", Path("nowhere")).collect()):
+        for family in metric.collect() if isinstance(metric, MetricWrapperBase) else [metric]:
+            labels = metric._labelnames
+            name = family.name + ("_total" if family.type == "counter" else "")
+            parts.append(f"| `{name}` | {family.type} | {', '.join(labels)} | {family.documentation} |\n")
     return "".join(parts)
 
 

@@ -1,22 +1,26 @@
 """What a person sees: the search page, and Dagster's picture of where the data comes from."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 
 from deltaworks.config import load
+from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import Lsn, Version
 from deltaworks.process.registry import load_app
 from deltaworks.process.sink import Document
 from deltaworks.store.search import SearchIndex
+from deltaworks.testing.changes import Feed, create, table_schema
 from deltaworks.testing.postgres import free_port
 
 pytestmark = pytest.mark.server
@@ -101,6 +105,75 @@ def test_a_person_finds_films_with_the_keyboard_alone(browser: Any, tmp_path: Pa
 
         browser.press(ESCAPE)
         browser.wait(lambda: browser.run("return document.getElementById('q').value") == "")
+
+
+RELEASES = """
+from typing import TypedDict
+from deltaworks.process.app import App, Source
+from deltaworks.testing.memory_sink import MemorySink
+
+class Film(TypedDict):
+    title: str
+
+class Role(TypedDict):
+    role_id: int
+
+studio = Source("studio")
+films = App("films", key="film_id", sources=[studio.table("film", schema=Film), studio.table("role", schema=Role)])
+
+@films.transform
+def document(film):
+    if film.key == 13:
+        raise ValueError
+    return {"title": film.after["title"]}
+
+films.sink(MemorySink("films"))
+"""
+
+
+def test_an_operator_sees_an_app_live_and_pauses_it_with_the_keyboard_alone(browser: Any, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "releases.py").write_text(RELEASES)
+    path = tmp_path / "deltaworks.yaml"
+    path.write_text(
+        "sources: {studio: {kind: postgres, dsn: none, tables: [film]}}\n"
+        "apps: {films: {module: 'releases:films', source: studio}}\n"
+        f"serve: {{port: {port}}}\n"
+    )
+    config = load(path, environment={})
+    film_table = table_schema(
+        "film", "film_id", film_id=(pa.int32(), "integer", False), title=(pa.string(), "text", False)
+    )
+    writer = LocalLogWriter.open(config.log_folder("studio"))
+    feed = Feed(writer)
+    feed.commit(*(create(film_table, film_id=number, title="Laura") for number in range(30)))
+
+    url = f"http://127.0.0.1:{port}"
+    command = [str(BIN / "deltaworks"), "serve", "--config", str(path)]
+    running = [str(BIN / "deltaworks"), "process", "films", "--config", str(path), "--metrics", str(free_port())]
+    with (
+        closing(writer),
+        served(command, f"{url}/health", browser, log=tmp_path / "serve.log", PYTHONPATH=str(tmp_path)),
+        served(running, f"http://127.0.0.1:{running[-1]}/metrics", browser, log=tmp_path / "process.log",
+               PYTHONPATH=str(tmp_path)),
+    ):  # fmt: skip
+        browser.open(url)
+        browser.wait(lambda: "running for" in browser.text() and "1 dead letter" in browser.text())
+        assert "ValueError at" in browser.text()
+
+        browser.press("j", "p")
+        browser.wait(lambda: "paused for" in browser.text())
+        assert browser.run("return document.activeElement.id") == "app-films"
+        feed.commit(create(film_table, film_id=100, title="Gilda"))
+        browser.wait(lambda: re.search(r"changes to read\s+1\b", browser.text()) is not None)
+        browser.screenshot(tmp_path / "paused.png")
+
+        browser.press("p")
+        browser.wait(lambda: "running for" in browser.text())
+        browser.wait(lambda: re.search(r"changes to read\s+0\b", browser.text()) is not None)
+        browser.press("r")
+        browser.wait(lambda: "1 dead letter" in browser.text())
+        browser.screenshot(tmp_path / "running.png")
 
 
 def test_dagster_draws_the_graph_from_source_to_release(browser: Any, tmp_path: Path) -> None:

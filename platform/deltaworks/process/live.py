@@ -31,8 +31,6 @@ LATENCY_OVER_S = 60.0
 HISTORY = 120
 """Seconds of the past that a graph shows."""
 _BREAKER = ("closed", "half-open", "open")
-_COUNTED = (metrics.STEP_OUTCOMES, metrics.CHANGES, metrics.DOCUMENTS, metrics.LAG, metrics.CALLS)
-_COUNTED_TOO = (metrics.CALL_SECONDS, metrics.CACHE, metrics.BREAKER, metrics.STEP_SECONDS)
 
 Samples = Mapping[tuple[str, ...], float]
 """By the name of the sample and its labels' values, but for the app's."""
@@ -211,7 +209,9 @@ class Watch:
         then = self._past[0][1]
         prefix = (f"{metric}_bucket", *labels)
         buckets = sorted(
-            (float(key[-1]), _grown(now, then, key)) for key in now if key[:-1] == prefix and len(key) == len(prefix) + 1
+            (float(key[-1]), _grown(now, then, key))
+            for key in now
+            if key[:-1] == prefix and len(key) == len(prefix) + 1
         )
         return quantile(buckets, 0.5), quantile(buckets, 0.99)
 
@@ -245,7 +245,7 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float | No
 
 def _samples(app: str) -> Samples:
     found: dict[tuple[str, ...], float] = {}
-    for metric in (*_COUNTED, *_COUNTED_TOO):
+    for metric in metrics.APP_METRICS:
         for family in metric.collect():
             for sample in family.samples:
                 labels = dict(sample.labels)

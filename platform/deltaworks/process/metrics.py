@@ -47,6 +47,21 @@ RATE_WAIT_SECONDS = Counter(
 )
 BREAKER = Gauge("deltaworks_process_breaker", "The breaker: 0 closed, 1 half-open, 2 open.", ("app", "step"))
 
+APP_METRICS = (
+    STEP_OUTCOMES,
+    CHANGES,
+    DOCUMENTS,
+    STANDING,
+    LAG,
+    STEP_SECONDS,
+    CALLS,
+    CALL_SECONDS,
+    CACHE,
+    RATE_WAIT_SECONDS,
+    BREAKER,
+)
+"""All of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:

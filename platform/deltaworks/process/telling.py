@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from deltaworks import faults
+from deltaworks.process import metrics
 from deltaworks.process.app import App, OnChangeStep
 from deltaworks.process.entity import Transition
 from deltaworks.process.pipeline import next_try_after
@@ -65,8 +66,12 @@ class Telling:
                     )
                 else:
                     self._state.turns.hold(turn, attempts=attempts, next_try=next_try, error=fault.error)
+            metrics.count_step(
+                self._name, step.name, taken=1, out=0, retried=int(next_try is not None), failed=int(next_try is None)
+            )
             logger.warning("transition set back", app=self._name, step=step.name, error=fault.error, attempts=attempts)
             return False
+        metrics.count_step(self._name, step.name, taken=1, out=1)
         faults.reach("process.after_turn")
         self._take(turn)
         return True

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from deltaworks.config import Config
+from deltaworks.log.change_log import LogReader
 from deltaworks.log.holder import holder_of
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader
 from deltaworks.process.letters import Letter, letters_of
 from deltaworks.process.live import Live, read_live
 from deltaworks.process.pausing import Pause
@@ -61,32 +62,39 @@ class AppView:
         }
 
 
-def read_apps(config: Config) -> list[AppView]:
-    """Every app, in the order of the configuration. Opens no database but the apps' own files, for reading."""
-    return [read_app(config, name) for name in config.apps]
+class Apps:
+    """Every app of a configuration. Opens no database but the apps' own files, for reading."""
 
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._logs: dict[str, LogReader] = {}
 
-def read_app(config: Config, name: str) -> AppView:
-    """One app as of now."""
-    folder = config.app_folder(name)
-    source = config.app(name).source
-    pid = holder_of(folder / "lock")
-    live = read_live(folder) if pid is not None else None
-    paused_since = Pause(folder).since()
-    standings = read_standings(folder)
-    end = LocalLogReader(config.log_folder(source)).end()
-    return AppView(
-        name=name,
-        source=source,
-        state=_state(live, is_held=pid is not None, is_paused=paused_since is not None),
-        pid=pid,
-        paused_since=paused_since,
-        standings=standings,
-        behind=max(0, end.offset - standings.offset),
-        live=live,
-        letters=letters_of(folder / STATE_FILE, limit=LETTERS),
-        asked=Requests.of(folder).open(),
-    )
+    def read(self) -> list[AppView]:
+        """All of them as of now, in the order of the configuration."""
+        return [self._read(name) for name in self._config.apps]
+
+    def _read(self, name: str) -> AppView:
+        folder = self._config.app_folder(name)
+        source = self._config.app(name).source
+        pid = holder_of(folder / "lock")
+        live = read_live(folder) if pid is not None else None
+        paused_since = Pause(folder).since()
+        standings = read_standings(folder)
+        if source not in self._logs:
+            self._logs[source] = open_reader(self._config, source)
+        end = self._logs[source].end()
+        return AppView(
+            name=name,
+            source=source,
+            state=_state(live, is_held=pid is not None, is_paused=paused_since is not None),
+            pid=pid,
+            paused_since=paused_since,
+            standings=standings,
+            behind=max(0, end.offset - standings.offset),
+            live=live,
+            letters=letters_of(folder / STATE_FILE, limit=LETTERS),
+            asked=Requests.of(folder).open(),
+        )
 
 
 def _state(live: Live | None, *, is_held: bool, is_paused: bool) -> State:

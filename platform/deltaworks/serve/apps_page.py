@@ -86,8 +86,8 @@ def rate(per_s: float) -> str:
 def seconds(value: float | None) -> str:
     """A short time for people: `1.2 s`, `45 ms`, `0.3 ms`.
 
-    >>> seconds(1.234), seconds(0.0452), seconds(0.00031), seconds(None)
-    ('1.2 s', '45 ms', '0.3 ms', '–')
+    >>> seconds(1.234), seconds(0.0452), seconds(0.00031)
+    ('1.2 s', '45 ms', '0.3 ms')
     """
     if value is None:
         return "–"

@@ -38,10 +38,10 @@ from deltaworks.log.registry import log_of
 from deltaworks.log.status import CaptureStatus, log_status
 from deltaworks.position import Lsn
 from deltaworks.process.registry import load_app
-from deltaworks.serve.apps import read_apps
+from deltaworks.serve.apps import Apps
 from deltaworks.serve.apps_page import render_apps, render_list
 from deltaworks.serve.metrics import Metrics
-from deltaworks.serve.operator import add_actions, refusal_of
+from deltaworks.serve.operator import add_actions, stranger
 from deltaworks.serve.page import find, render_page, render_results, status_text
 from deltaworks.serve.status import Status, read_status
 from deltaworks.serve.worker import serve
@@ -144,20 +144,22 @@ def _add_search(app: FastAPI, config: Config, name: str) -> Metrics:
 
 
 def _add_apps(app: FastAPI, config: Config, *, has_search: bool) -> None:
+    apps_now = Apps(config)
+
     def may_act(request: Request) -> bool:
-        return refusal_of(request, config.serve.operators) is None
+        return stranger(request, config.serve.operators) is None
 
     @app.get("/apps", response_class=HTMLResponse)
     def apps(request: Request) -> str:
-        return render_apps(read_apps(config), has_search=has_search, may_act=may_act(request))
+        return render_apps(apps_now.read(), has_search=has_search, may_act=may_act(request))
 
     @app.get("/apps/list", response_class=HTMLResponse)
     def apps_list(request: Request) -> str:
-        return render_list(read_apps(config), may_act=may_act(request))
+        return render_list(apps_now.read(), may_act=may_act(request))
 
     @app.get("/api/apps")
     def api_apps() -> dict[str, Any]:
-        return {"apps": [each.to_json() for each in read_apps(config)]}
+        return {"apps": [each.to_json() for each in apps_now.read()]}
 
     if not has_search:
 

@@ -37,15 +37,18 @@ def add_actions(app: FastAPI, config: Config) -> None:
 
 def refusal_of(request: Request, operators: str) -> str | None:
     """Why this request may not act; `None` when it may."""
-    if operators == "nobody":
-        return "nobody may act here; set serve.operators"
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site not in (None, "same-origin") or (origin is not None and urlsplit(origin).netloc != request.url.netloc):
         return "only this server's own page may act"
-    if operators == "anyone":
-        return None
-    if request.url.hostname not in _LOCAL_NAMES or not _is_local(request):
+    return stranger(request, operators)
+
+
+def stranger(request: Request, operators: str) -> str | None:
+    """Why whoever asks is no operator; `None` when they are. A page shows them buttons."""
+    if operators == "nobody":
+        return "nobody may act here; set serve.operators"
+    if operators == "this machine" and (request.url.hostname not in _LOCAL_NAMES or not _is_local(request)):
         return "only a browser on this machine may act; set serve.operators to allow others"
     return None
 

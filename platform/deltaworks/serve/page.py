@@ -81,7 +81,7 @@ def _templates() -> Environment:
 
 def template(name: str) -> Template:
     """A template of the server by its file's name."""
-    return _templates().gettemplate(name)
+    return _templates().get_template(name)
 
 
 def _cards(found: Found) -> list[Card]:

@@ -1,0 +1,270 @@
+"""The page of apps: what it shows of running, paused and absent services, and who may act on it."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypedDict
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from process.material import INT, TEXT, create, table_schema, wait_until
+
+from deltaworks import operate
+from deltaworks.config import Config
+from deltaworks.log.local import LocalLogWriter
+from deltaworks.process.app import App, Source
+from deltaworks.process.entity import Entity
+from deltaworks.process.live import read_live
+from deltaworks.process.pausing import AppPausedError
+from deltaworks.serve.http import build
+from deltaworks.testing.changes import Feed
+from deltaworks.testing.memory_sink import MemorySink
+from deltaworks.testing.postgres import free_port
+
+FILM = table_schema("film", "film_id", film_id=INT, title=TEXT)
+ROLE = table_schema("role", "role_id", role_id=INT, film_id=INT)
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Film(TypedDict):
+    title: str
+
+
+class Role(TypedDict):
+    role_id: int
+
+
+class Broken:
+    """What the step of the app under test does."""
+
+    is_on = True
+
+
+def film_app(sink: MemorySink, broken: Broken) -> App:
+    studio = Source("studio")
+    films = App("films", key="film_id", sources=[studio.table("film", schema=Film), studio.table("role", schema=Role)])
+
+    @films.filter
+    def is_listed(film: Entity[Film]) -> bool:
+        return film.after["title"] != "draft"
+
+    @films.transform
+    def document(film: Entity[Film]) -> dict[str, Any]:
+        if broken.is_on and film.key == 13:
+            raise ValueError
+        return {"title": film.after["title"]}
+
+    films.sink(sink)
+    return films
+
+
+class Bench:
+    """An app over a local log, and the server over the same home."""
+
+    def __init__(self, home: Path, **serve: Any) -> None:
+        self.sink, self.broken = MemorySink("films"), Broken()
+        module = ModuleType("films_on_the_page")
+        module.films = film_app(self.sink, self.broken)  # type: ignore[attr-defined]
+        sys.modules[module.__name__] = module
+        self.config = Config.model_validate(
+            {
+                "home": home,
+                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
+                "apps": {"films": {"module": "films_on_the_page:films", "source": "studio"}},
+                "serve": serve,
+            }
+        )
+
+    def commit(self, *keys: int, title: str = "Alien") -> None:
+        with LocalLogWriter.open(self.config.log_folder("studio")) as writer:
+            Feed(writer).commit(*(create(FILM, film_id=key, title=title) for key in keys))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            service = pool.submit(operate.follow_process, self.config, "films", stop=stop)
+            try:
+                yield
+            finally:
+                stop.set()
+            service.result()
+
+
+class Page:
+    """Asks the application in this process, as a browser on this machine does."""
+
+    def __init__(self, application: FastAPI, *, client: str = "127.0.0.1", host: str = "127.0.0.1:8400") -> None:
+        self._application, self._client, self._host = application, client, host
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self._application, client=(self._client, 1))
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{self._host}") as client:
+                return await client.request(method, path, headers=dict(headers or {}))
+
+        return asyncio.run(send())
+
+    def app(self) -> dict[str, Any]:
+        [app] = self.ask("GET", "/api/apps").json()["apps"]
+        return dict(app)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    yield Bench(tmp_path)
+    del sys.modules["films_on_the_page"]
+
+
+@pytest.fixture
+def page(bench: Bench) -> Page:
+    return Page(build(bench.config))
+
+
+def test_an_app_without_a_service_shows_what_waits_for_it(bench: Bench, page: Page) -> None:
+    bench.commit(1, 2, 13)
+
+    assert (page.app()["state"], page.app()["behind"], page.app()["live"]) == ("stopped", 3, None)
+    # Typed into the address bar, a page comes from no site.
+    text = page.ask("GET", "/apps", {"sec-fetch-site": "none"}).text
+    assert "pause or resume" in text
+    assert "no service" in text
+    assert "deltaworks process films" in text
+
+
+def test_a_configuration_without_a_search_index_leads_to_the_page_of_apps(page: Page) -> None:
+    answer = page.ask("GET", "/")
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "/apps")
+    assert page.ask("GET", "/api/search").status_code == 404
+    assert page.ask("GET", "/metrics").status_code == 200
+
+
+def test_a_running_app_shows_its_steps_rates_and_dead_letters(bench: Bench, page: Page) -> None:
+    bench.commit(*range(20))
+    bench.commit(50, title="draft")
+    with bench.running():
+        wait_until(lambda: len(bench.sink.bodies) == 19)
+        wait_until(lambda: (live := page.app()["live"]) is not None and live["documents"] == 20)
+        app, text = page.app(), page.ask("GET", "/apps").text
+
+    assert (app["state"], app["dead"], app["behind"]) == ("running", 1, 0)
+    steps = {step["name"]: step for step in app["live"]["steps"]}
+    assert (steps["is_listed"]["taken"], steps["is_listed"]["filtered"]) == (21, 1)
+    assert (steps["document"]["out"], steps["document"]["failed"]) == (19, 1)
+    assert steps["document"]["p99_s"] > 0
+    assert app["live"]["lag_p99_s"] is not None
+    assert "ValueError at" in text
+    assert "is_listed" in text
+    assert page.app()["state"] == "stopped"
+
+
+def test_an_operator_pauses_resumes_and_retries(bench: Bench, page: Page) -> None:
+    with bench.running():
+        bench.commit(13)
+        wait_until(lambda: page.app()["dead"] == 1)
+        answer = page.ask("POST", "/apps/films/pause")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/apps#app-films")
+        assert page.app()["state"] == "paused"
+
+        bench.broken.is_on = False
+        page.ask("POST", "/apps/films/retry?key=13", {"sec-fetch-site": "same-origin"})
+        assert page.app()["requests"] == ["retry"]
+        bench.commit(1)
+        page.ask("POST", "/apps/films/resume", {"origin": "http://127.0.0.1:8400"})
+        wait_until(lambda: bench.sink.bodies.keys() == {1, 13})
+
+    assert (page.app()["dead"], page.app()["requests"]) == (0, [])
+
+
+def test_a_paused_app_takes_nothing_over_a_restart_and_says_so(bench: Bench) -> None:
+    operate.pause(bench.config, "films")
+    with bench.running():
+        bench.commit(1)
+        wait_until(lambda: read_live(bench.config.app_folder("films")) is not None)
+    with pytest.raises(AppPausedError, match="deltaworks process films --resume"):
+        operate.process(bench.config, "films")
+    assert bench.sink.bodies == {}
+
+    operate.resume(bench.config, "films")
+    operate.process(bench.config, "films")
+    assert bench.sink.bodies.keys() == {1}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+    ],
+)
+def test_another_sites_page_cannot_act(bench: Bench, page: Page, headers: dict[str, str]) -> None:
+    assert page.ask("POST", "/apps/films/pause", headers).status_code == 403
+    assert page.ask("GET", "/apps/films/pause").status_code == 405
+    assert page.app()["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("operators", "client", "host", "status"),
+    [
+        ("this machine", "10.0.0.7", "127.0.0.1:8400", 403),
+        ("this machine", "127.0.0.1", "rebound.example:8400", 403),
+        ("this machine", "::1", "localhost:8400", 303),
+        ("anyone", "10.0.0.7", "console.example", 303),
+        ("nobody", "127.0.0.1", "127.0.0.1:8400", 403),
+    ],
+)
+def test_who_may_act_is_configured_and_others_see_no_buttons(
+    tmp_path: Path, operators: str, client: str, host: str, status: int
+) -> None:
+    page = Page(build(Bench(tmp_path, operators=operators).config), client=client, host=host)
+
+    assert page.ask("POST", "/apps/films/pause").status_code == status
+    assert ("<button" in page.ask("GET", "/apps").text) == (status == 303)
+
+
+def test_what_is_not_there_is_named(page: Page) -> None:
+    answer = page.ask("POST", "/apps/film/pause")
+
+    assert (answer.status_code, "known: apps films; actions pause, resume, retry" in answer.text) == (404, True)
+
+
+def test_a_hostile_key_and_error_are_only_text(bench: Bench, page: Page) -> None:
+    text = table_schema("film", "film_id", film_id=TEXT, title=TEXT)
+    bench.commit()
+    with LocalLogWriter.open(bench.config.log_folder("studio")) as writer:
+        Feed(writer).commit(create(text, film_id=HOSTILE, title="Alien"))
+    module = sys.modules["films_on_the_page"]
+
+    @module.films.filter
+    def fails(film: Entity[Film]) -> bool:
+        raise ValueError(film.key)
+
+    operate.process(bench.config, "films")
+
+    shown = page.ask("GET", "/apps").text
+    assert HOSTILE not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert "key=%3Cscript%3E" in shown
+
+
+def test_metrics_of_a_running_app_are_on_its_own_port(bench: Bench) -> None:
+    port = free_port()
+    bench.commit(1, 13)
+    with operate.app_metrics_server(bench.config, "films", port=port), bench.running():
+        wait_until(lambda: len(bench.sink.bodies) == 1)
+        scrape: Callable[[], str] = lambda: httpx.get(f"http://127.0.0.1:{port}/metrics").text  # noqa: E731
+        wait_until(lambda: 'deltaworks_process_keys{app="films",standing="dead"} 1.0' in scrape())
+        text = scrape()
+
+    assert 'deltaworks_process_step_seconds_count{app="films",step="document"}' in text
+    assert 'deltaworks_process_step_total{app="films",outcome="failed",step="document"}' in text
