@@ -49,6 +49,7 @@ BREAKER = Gauge("deltaworks_process_breaker", "The breaker: 0 closed, 1 half-ope
 
 APP_METRICS = (
     STEP_OUTCOMES,
+    LOST,
     CHANGES,
     DOCUMENTS,
     STANDING,
