@@ -19,8 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import structlog
+
 from deltaworks.process import metrics
 from deltaworks.process.app import App
+
+logger = structlog.get_logger(__name__)
 
 LIVE_FILE = "live.json"
 """In the folder of the app."""
@@ -115,7 +119,11 @@ def publishing(app: App, *, name: str, folder: Path) -> Iterator[None]:
 
     def publish() -> None:
         while True:
-            _write(folder / LIVE_FILE, watch.look())
+            try:
+                _write(folder / LIVE_FILE, watch.look())
+            except OSError as error:
+                # A full disk is the app's trouble, not that of who looks at it: try again in a second.
+                logger.warning("status not written", app=name, error=str(error))
             if stop.wait(EVERY_S):
                 return
 
