@@ -136,30 +136,36 @@ def drained_by_server_tool(server: PostgresServer, slot: str, end: str) -> dict[
     return {"wall_s": time.monotonic() - began, "cpu_s": cpu}
 
 
-def drained_by_us(server: PostgresServer, slot: str, end: str, *, log: Path | None = None) -> dict[str, float]:
+def drained_by_us(
+    server: PostgresServer, slot: str, end: str, *, log: Path | None = None, form: str = "text"
+) -> dict[str, float]:
     """Our reader in a process of its own, which is warm before it begins."""
     with copy_of(server, slot) as taken:
         command = [sys.executable, __file__, "--read", server.dsn(), taken, f"{PUBLICATION}_{slot}", end]
-        return dict(json.loads(subprocess.check_output([*command, str(log or "")])))
+        return dict(json.loads(subprocess.check_output([*command, form, str(log or "")])))
 
 
-def open_stream(dsn: str, slot: str, publication: str) -> PostgresStream:
+def open_stream(dsn: str, slot: str, publication: str, *, in_binary: bool = False) -> PostgresStream:
     """A stream over the slot, as `PostgresSource.open` makes it."""
     catalog = connect(SecretStr(dsn), name="benchmark", application="benchmark")
     replication = connect(SecretStr(dsn), name="benchmark", application="benchmark stream", replication=True)
     start = slots.start_position(catalog, slot, resume_after=START)
-    wire = slots.start_replication(replication, source="benchmark", slot=slot, publication=publication, start=start)
+    wire = slots.start_replication(
+        replication, source="benchmark", slot=slot, publication=publication, start=start, in_binary=in_binary
+    )
     builder = SliceBuilder(relations=Relations(lambda relation: describe_relation(catalog, relation)), position=start)
     return PostgresStream(connection=replication, wire=wire, builder=builder, durable=start)
 
 
-def read_to_end(dsn: str, slot: str, publication: str, end: Lsn, log: Path | None) -> dict[str, float]:
+def read_to_end(
+    dsn: str, slot: str, publication: str, end: Lsn, *, in_binary: bool, log: Path | None
+) -> dict[str, float]:
     """Read up to `end`, build Arrow, and append to a log where one is given."""
-    compile_loops()
+    compile_loops(in_binary=in_binary)
     writer = LocalLogWriter.open(log) if log else None
     before, began, changes = resource.getrusage(resource.RUSAGE_SELF), time.monotonic(), 0
     way: list[tuple[int, float]] = []
-    with open_stream(dsn, slot, publication) as stream:
+    with open_stream(dsn, slot, publication, in_binary=in_binary) as stream:
         while stream.builder.position < end:
             taken = stream.next(timeout_s=1)
             if taken is None:
@@ -246,7 +252,8 @@ def large_transaction(server: PostgresServer, folder: Path, *, rows: int) -> dic
         connection.execute(f"insert into large select g, 1, 'value ' || g, now() from generate_series(1, {rows}) g")
         connection.execute("select pg_logical_emit_message(true, 'end', '')")
     end = end_of_wal(server)
-    command = [sys.executable, __file__, "--read", server.dsn(), PUBLICATION, PUBLICATION, end, str(folder / "large")]
+    command = [sys.executable, __file__, "--read", server.dsn(), PUBLICATION, PUBLICATION, end, "text"]
+    command.append(str(folder / "large"))
     return dict(json.loads(subprocess.check_output(command)))
 
 
@@ -256,10 +263,12 @@ def compare(server: PostgresServer, slot: str, folder: Path, *, repeats: int) ->
     theirs: list[dict[str, float]] = []
     ours: list[dict[str, float]] = []
     logged: list[dict[str, float]] = []
+    binary: list[dict[str, float]] = []
     for turn in range(repeats):
         theirs.append(drained_by_server_tool(server, slot, end))
         ours.append(drained_by_us(server, slot, end))
         logged.append(drained_by_us(server, slot, end, log=folder / f"{slot}-{turn}"))
+        binary.append(drained_by_us(server, slot, end, form="binary"))
     pairs = list(zip(theirs, ours, logged, strict=True))
 
     def figure(name: str, values: list[float], unit: str, goal: float | None = None, **more: Any) -> Figure:
@@ -274,6 +283,13 @@ def compare(server: PostgresServer, slot: str, folder: Path, *, repeats: int) ->
         figure("pg_recvlogical, CPU", [run["cpu_s"] for run in theirs], "s"),
         figure("to Arrow, CPU", [run["cpu_s"] for run in ours], "s"),
         figure("changes per CPU second", [run["changes"] / run["cpu_s"] for run in ours], "", **more),
+        figure(
+            "in binary ÷ limit",
+            [limit["wall_s"] / own["wall_s"] for limit, own in zip(theirs, binary, strict=True)],
+            "",
+            **more,
+        ),
+        figure("changes per CPU second, in binary", [run["changes"] / run["cpu_s"] for run in binary], "", **more),
         figure("memory", [max(own["rss_mb"], log["rss_mb"]) for _, own, log in pairs], "MB", 300),
     ]
 
@@ -312,11 +328,13 @@ def main() -> int:
     parser.add_argument("--large", type=int, default=5_000_000, help="rows of the large transaction; 0 leaves it out")
     parser.add_argument("--seconds", type=int, default=20, help="of 1,000 changes each; 0 leaves them out")
     parser.add_argument("--no-debezium", action="store_true", help="leave the peer out")
-    parser.add_argument("--read", nargs=5, metavar="PART", help=argparse.SUPPRESS)
+    parser.add_argument("--read", nargs=6, metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        dsn, slot, publication, end, log = options.read
-        print(json.dumps(read_to_end(dsn, slot, publication, Lsn.parse(end), Path(log) if log else None)))
+        dsn, slot, publication, end, form, log = options.read
+        folder_of_log = Path(log) if log else None
+        found = read_to_end(dsn, slot, publication, Lsn.parse(end), in_binary=form == "binary", log=folder_of_log)
+        print(json.dumps(found))
         return 0
     not_measured = ""
     with tempfile.TemporaryDirectory(prefix="deltaworks-") as name:

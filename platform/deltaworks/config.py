@@ -67,6 +67,9 @@ class PostgresConfig(_Model):
     """Rows of a dump chunk at most; how many it has follows from `dump_chunk_s`, and from 32 MB of text."""
     dump_chunk_s: Annotated[float, Field(gt=0, le=60)] = 0.2
     """How long reading one chunk of a dump may take; what a crash can repeat, and how long one transaction is open."""
+    stream_format: Literal["text", "binary"] = "text"
+    """How the server sends values in the stream; they come out the same. `binary` holds where every column of the
+    captured tables is of a type that is read so (numbers, times, texts, bytes, uuid, json), and is text otherwise."""
     on_gap: Literal["repair", "stop"] = "repair"
     """What to do when the server no longer has changes that were not captured: `repair` raises an alarm, makes a new
     slot and dumps the tables again; `stop` raises the alarm and waits for a person."""

@@ -94,14 +94,14 @@ def stalling(standby: Database, primary: Database, tally: Tally, chance: random.
 
 
 @contextmanager
-def changing_schema(database: Database, tally: Tally, chance: random.Random) -> Iterator[None]:
-    """Change the table's shape now and then."""
+def changing_schema(database: Database, tally: Tally, chance: random.Random, *, every_s: float) -> Iterator[None]:
+    """Change the table's shape now and then; most changes have it dumped anew."""
     stop = threading.Event()
 
     def work() -> None:
         columns: list[str] = []
         with database.connect(options="-c synchronous_commit=local -c lock_timeout=1s") as connection:
-            while not stop.wait(chance.uniform(0.1, 0.8)):
+            while not stop.wait(chance.uniform(0.2, 1.8) * every_s):
                 new, old = f"x{tally.schema_changes}", chance.choice(columns) if columns else None
                 statement = chance.choice(SCHEMA_CHANGES)
                 if ("{old}" in statement and old is None) or ("add column" in statement and len(columns) > 5):
@@ -134,7 +134,8 @@ def record(
         asking = pool.submit(keep_asking, requests, stop, random.Random(seed + 1))
         try:
             while not over.is_set():
-                left = iter(range(chance.randint(1, 60), -1, -1))
+                # A start takes as long as many steps, so a run of some minutes is not all starts.
+                left = iter(range(chance.randint(1, 20 if seconds < 30 else 300), -1, -1))
                 faults.arm(chance.choice(FAULTS), lambda left=left: die() if next(left, 0) == 0 else None)
                 with database.source("t", name="stress", chunk_rows=10) as source, log.writer() as writer:
                     try:
@@ -204,7 +205,7 @@ def test_dumps_among_stalls_schema_changes_and_deaths_end_with_the_table(
         database.execute("alter system set synchronous_standby_names = '*'", "select pg_reload_conf()")
         with (
             stalling(Database(standby, "postgres"), local, tally, random.Random(seed + 2)),
-            changing_schema(database, tally, random.Random(seed + 3)),
+            changing_schema(database, tally, random.Random(seed + 3), every_s=min(4.0, seconds / 10)),
             writing(local, seed=seed, count=ROWS, writers=4, stalled=2, truncates=True, commit="remote_apply") as done,
         ):
             record(local, log, requests, tally, seconds=seconds, seed=seed)

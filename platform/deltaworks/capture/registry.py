@@ -39,3 +39,5 @@ def warm_up(config: PostgresConfig) -> None:
     """Do now what would hold up the first changes of such a source: compile its loops."""
     if config.kind == "postgres":
         compile_loops()
+        if config.stream_format == "binary":
+            compile_loops(in_binary=True)

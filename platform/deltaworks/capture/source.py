@@ -29,6 +29,10 @@ class SourceUnreachableError(RetryableError):
     """The server does not answer, or the connection broke; positions are kept."""
 
 
+class StreamFormatError(SourceUnreachableError):
+    """The stream has to be opened once more, in another form; the source remembers which."""
+
+
 class SourceNotReadyError(TerminalError):
     """The server cannot be captured as it is; the message has all findings with their mends."""
 

@@ -26,7 +26,7 @@ from deltaworks import faults
 from deltaworks.capture.continuity import Gap, SourceLease
 from deltaworks.capture.proof import Proof
 from deltaworks.capture.schema_change import SchemaChange
-from deltaworks.capture.source import ChangeStream, Slice, SlotInvalidatedError, Source
+from deltaworks.capture.source import ChangeStream, Slice, SlotInvalidatedError, Source, StreamFormatError
 from deltaworks.change import READ
 from deltaworks.errors import RetryableError
 from deltaworks.log.change_log import Group, LogEnd, LogFullError, LogReader, LogWriter
@@ -81,7 +81,11 @@ def drain(
         TerminalError: the source cannot be captured as it is.
     """
     run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=None)
-    run.record(until_drained=True)
+    try:
+        run.record(until_drained=True)
+    except StreamFormatError as error:
+        logger.info("the stream is opened once more", source=source.name, reason=str(error))
+        run.record(until_drained=True)
     return run.report()
 
 

@@ -1,4 +1,4 @@
-"""Cells in the server's binary form, of the types whose binary form is cheaper for both sides and says the same.
+"""Cells in the server's binary form: of dumps, column by column, and of streams that were asked for in it.
 
 | Arrow type                    | on the wire                                                        |
 |-------------------------------|--------------------------------------------------------------------|
@@ -8,17 +8,25 @@
 | timestamp                     | microseconds since 2000-01-01; in UTC where it has a zone          |
 | decimal128 of up to 18 digits | numeric.c: count, weight, sign, scale, then digits to base 10,000  |
 
-A value that its Arrow type does not hold (infinities, NaN in a decimal, years outside of 1 to 9999) gives the column
-up: the rows are asked for once more as text, which `types` knows all of. So a dump's values are the log's.
+| text, varchar, char, json     | the text                                                           |
+| bytea, uuid                   | the bytes                                                          |
+
+A value that its Arrow type does not hold (infinities, NaN in a decimal, years outside of 1 to 9999) gives the column of
+a dump up: the rows are asked for once more as text. A stream cannot be asked again, so there it is printed as the
+server would. Either way a value has one form, however it was read.
 """
 
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 
-from deltaworks.capture.postgres.cells import Cells
+from deltaworks.capture.postgres.cells import NULL_SIZE, Cells, read_texts
 from deltaworks.capture.postgres.compiled import Bytes, Ints, Longs, compiled, u16
+from deltaworks.capture.postgres.types import Held
+from deltaworks.schema import Column
 
 _MOST_DIGITS = 18
 _EPOCH_DAYS = 10_957
@@ -37,6 +45,80 @@ def is_read_from_binary(kind: pa.DataType) -> bool:
 def read_binary_cells(cells: Cells, kind: pa.DataType) -> pa.Array | None:
     """The column as Arrow holds it; `None` when it does not hold a value of it."""
     return _READERS[kind.id](cells, kind)
+
+
+def is_streamed_in_binary(columns: Iterable[Column]) -> bool:
+    """Whether all of these columns are read here in the binary form in which a stream has them."""
+    return all(_stream_reader(column) is not None for column in columns)
+
+
+def read_streamed_cells(cells: Cells, column: Column) -> Held:
+    """The column as Arrow holds it, and the text of each value that it cannot hold.
+
+    Raises:
+        ValueError: a cell is not of the column's type.
+    """
+    read = _stream_reader(column)
+    if read is None:
+        raise ValueError(f"no binary form of {column.source_type} is known here")
+    array = read(cells, column.type)
+    if array is not None:
+        return Held(array, {})
+    texts = _odd_texts(cells, column.type)
+    sizes = cells.sizes.copy()
+    sizes[list(texts)] = NULL_SIZE
+    array = read(Cells(cells.data, cells.starts, sizes), column.type)
+    if array is None:
+        raise ValueError(f"a value of column {column.name} is malformed")
+    return Held(array, texts)
+
+
+def _stream_reader(column: Column) -> Callable[[Cells, pa.DataType], pa.Array | None] | None:
+    name = column.source_type.partition("(")[0]
+    if name in _OF_STREAMS:
+        return _OF_STREAMS[name]
+    if name == "numeric" and pa.types.is_decimal(column.type):
+        return _exact_of_any_size if column.type.precision > _MOST_DIGITS else _exact
+    # Domains and enums have names of their own, and come under those.
+    return _READERS[column.type.id] if name in _PLAIN and is_read_from_binary(column.type) else None
+
+
+def _odd_texts(cells: Cells, kind: pa.DataType) -> dict[int, str]:
+    """The texts of values that the type does not hold, by row."""
+    found: dict[int, str] = {}
+    for row in np.flatnonzero(cells.sizes >= 0).tolist():
+        value = bytes(cells.data[cells.starts[row] : cells.starts[row] + cells.sizes[row]])
+        text = _odd_number(value) if pa.types.is_decimal(kind) else _odd_moment(value, kind)
+        if text is not None:
+            found[row] = text
+    return found
+
+
+def _odd_number(value: bytes) -> str | None:
+    return _ODD_SIGNS.get(value[4:6])
+
+
+def _odd_moment(value: bytes, kind: pa.DataType) -> str | None:
+    """A date or time that Arrow does not hold, as the server prints it."""
+    number, largest = int.from_bytes(value, "big", signed=True), (1 << 8 * len(value) - 1) - 1
+    if number in {largest, -largest - 1}:
+        return "infinity" if number > 0 else "-infinity"
+    days, time_us = (number, 0) if pa.types.is_date(kind) else divmod(number, _DAY_US)
+    days += _EPOCH_DAYS
+    if _FIRST_DAY <= days <= _LAST_DAY:
+        return None
+    # A date 400 years of 146,097 days away has the same month and day.
+    cycles = (days - _FIRST_DAY) // 146_097
+    year, rest = str(np.datetime64(days - 146_097 * cycles, "D")).split("-", 1)
+    number_of_year = int(year) + 400 * cycles
+    text = f"{number_of_year if number_of_year > 0 else 1 - number_of_year:04d}-{rest}"
+    if not pa.types.is_date(kind):
+        seconds, micros = divmod(time_us, 1_000_000)
+        fraction = f".{micros:06d}".rstrip("0") if micros else ""
+        text += (
+            f" {seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}{'+00' if kind.tz else ''}"
+        )
+    return text if number_of_year > 0 else text + " BC"
 
 
 @compiled
@@ -59,8 +141,11 @@ def _numbers(data: Bytes, starts: Longs, sizes: Ints, width: int, values: Longs)
 
 
 @compiled
-def _decimals(data: Bytes, starts: Longs, sizes: Ints, scale: int, values: Longs) -> bool:
-    """Read numerics as the pairs of halves that decimal128 is made of; `False` at the first that does not fit."""
+def _decimals(data: Bytes, starts: Longs, sizes: Ints, scale: int, most_exponent: int, values: Longs) -> bool:
+    """Read numerics as the pairs of halves that decimal128 is made of; `False` at the first that does not fit.
+
+    A group of four digits before more than `most_exponent` others is one that does not fit.
+    """
     for row in range(len(sizes)):
         values[row, 0] = values[row, 1] = 0
         size, at = sizes[row], starts[row]
@@ -77,7 +162,7 @@ def _decimals(data: Bytes, starts: Longs, sizes: Ints, scale: int, values: Longs
         for place in range(u16(data, at)):
             digit = np.int64(u16(data, at + 8 + 2 * place))
             exponent = 4 * (weight - place) + scale
-            if exponent > 18 or exponent < -4:
+            if exponent > most_exponent or exponent < -4:
                 return False
             # The digits of the last group behind the scale are zeros.
             for _ in range(exponent):
@@ -140,7 +225,57 @@ def _timestamps(cells: Cells, kind: pa.DataType) -> pa.Array | None:
 
 def _exact(cells: Cells, kind: pa.DataType) -> pa.Array | None:
     values = np.empty((len(cells.sizes), 2), np.int64)
-    return _array(kind, cells, values) if _decimals(*cells, kind.scale, values) else None
+    return _array(kind, cells, values) if _decimals(*cells, kind.scale, _MOST_DIGITS, values) else None
+
+
+def _exact_of_any_size(cells: Cells, kind: pa.DataType) -> pa.Array | None:
+    """Decimals of up to 38 digits: at once where all of them have 18 at most, else one by one."""
+    values = np.empty((len(cells.sizes), 2), np.int64)
+    if _decimals(*cells, kind.scale, _MOST_DIGITS - 4, values):
+        return _array(kind, cells, values)
+    found: list[Decimal | None] = [None] * len(cells.sizes)
+    for row in np.flatnonzero(cells.sizes >= 0).tolist():
+        found[row] = _decimal(bytes(cells.data[cells.starts[row] : cells.starts[row] + cells.sizes[row]]), kind.scale)
+        if found[row] is None:
+            return None
+    return pa.array(found, kind)
+
+
+def _decimal(value: bytes, scale: int) -> Decimal | None:
+    if len(value) < 8 or len(value) % 2:
+        return None
+    count, weight, sign, behind = struct.unpack_from(">HhHH", value)
+    if sign not in {_POSITIVE, _NEGATIVE} or behind != scale or len(value) != 8 + 2 * count:
+        return None
+    groups = struct.unpack_from(f">{count}H", value, 8)
+    whole = sum(group * 10 ** (4 * (count - 1 - place)) for place, group in enumerate(groups))
+    # The digits of the last group behind the scale are zeros.
+    shift = 4 * (weight - count + 1) + scale
+    unscaled = whole * 10**shift if shift >= 0 else whole // 10**-shift
+    return Decimal((int(sign == _NEGATIVE), tuple(map(int, str(unscaled))), -scale))
+
+
+def _oids(cells: Cells, kind: pa.DataType) -> pa.Array | None:
+    values = _read_numbers(cells, 4)
+    return None if values is None else _array(kind, cells, values.astype(np.uint32))
+
+
+def _raw(cells: Cells, _kind: pa.DataType) -> pa.Array:
+    return cells.texts()
+
+
+def _uuids(cells: Cells, _kind: pa.DataType) -> pa.Array | None:
+    present = cells.sizes >= 0
+    if (cells.sizes[present] != 16).any():
+        return None
+    data = cells.texts().buffers()[2]
+    raw = np.frombuffer(data, np.uint8).reshape(-1, 16) if data is not None else np.empty((0, 16), np.uint8)
+    texts = np.full((len(raw), 36), ord("-"), np.uint8)
+    texts[:, _UUID_DIGITS] = _HEX[raw].reshape(len(raw), 32)
+    offsets = np.zeros(len(present) + 1, np.int32)
+    np.cumsum(36 * present, out=offsets[1:])
+    bitmap = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+    return pa.Array.from_buffers(pa.string(), len(present), [bitmap, pa.py_buffer(offsets), pa.py_buffer(texts)])
 
 
 def _array(kind: pa.DataType, cells: Cells, values: np.ndarray) -> pa.Array:
@@ -160,3 +295,26 @@ _READERS: Mapping[int, Callable[[Cells, pa.DataType], pa.Array | None]] = {
     pa.timestamp("us").id: _timestamps,
     pa.decimal128(1).id: _exact,
 }
+
+_HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), np.uint8).reshape(256, 2)
+_UUID_DIGITS = [place for place in range(36) if place not in {8, 13, 18, 23}]
+
+_PLAIN = frozenset(
+    (
+        *("boolean", "smallint", "integer", "bigint", "real", "double precision", "date", "timestamp"),
+        *("timestamp without time zone", "timestamp with time zone"),
+    )
+)
+"""The server's names, without what stands in brackets, of types that are read by their Arrow type."""
+
+_OF_STREAMS: Mapping[str, Callable[[Cells, pa.DataType], pa.Array | None]] = {
+    "oid": _oids,
+    "bytea": _raw,
+    "uuid": _uuids,
+    "text": read_texts,
+    "character varying": read_texts,
+    "character": read_texts,
+    "json": read_texts,
+}
+
+_ODD_SIGNS: Mapping[bytes, str] = {b"\xc0\x00": "NaN", b"\xd0\x00": "Infinity", b"\xf0\x00": "-Infinity"}

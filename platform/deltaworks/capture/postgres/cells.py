@@ -367,7 +367,8 @@ Reader = Callable[[Cells, pa.DataType], pa.Array | None]
 """Reads a column; `None` when a value of it is out of the ordinary."""
 
 
-def _read_texts(cells: Cells, _kind: pa.DataType) -> pa.Array | None:
+def read_texts(cells: Cells, _kind: pa.DataType) -> pa.Array | None:
+    """Texts, which are the same in both forms; `None` when one is not UTF-8."""
     try:
         return cells.texts().cast(pa.string())
     except pa.ArrowInvalid:
@@ -433,7 +434,7 @@ def _array(kind: pa.DataType, count: int, *buffers: np.ndarray | None) -> pa.Arr
 
 
 _READERS: Mapping[int, Reader] = {
-    pa.string().id: _read_texts,
+    pa.string().id: read_texts,
     pa.bool_().id: _read_booleans,
     pa.int16().id: _read_integers,
     pa.int32().id: _read_integers,

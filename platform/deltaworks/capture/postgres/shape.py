@@ -10,7 +10,15 @@ import pyarrow as pa
 
 from deltaworks.capture.postgres import scan
 from deltaworks.capture.postgres.batches import gather_texts
-from deltaworks.capture.postgres.cells import UNCHANGED_SIZE, Cells, locate, read_cells
+from deltaworks.capture.postgres.binary_cells import read_streamed_cells
+from deltaworks.capture.postgres.cells import (
+    AS_BINARY_FORMAT,
+    AS_TEXT_FORMAT,
+    UNCHANGED_SIZE,
+    Cells,
+    locate,
+    read_cells,
+)
 from deltaworks.capture.postgres.compiled import Bytes, Ints, Longs
 from deltaworks.capture.postgres.types import Held
 from deltaworks.change import BEFORE, META_COLUMNS, OLD_KEY, ChangeBatch, change_schema
@@ -47,9 +55,7 @@ class Shape:
             UnreadableRowError: one of them is malformed.
         """
         found = self._locate(data, changes, lines)
-        columns = [
-            read_cells(cells, column.type) for cells, column in zip(found.cells(), self.schema.columns, strict=True)
-        ]
+        columns = [self._read(found, cells, at) for at, cells in enumerate(found.cells())]
         old_key, old_texts = self._old_keys(found)
         taken = changes[lines]
         before, before_texts = self._before(found, taken[:, scan.OLD] != 0) if self.schema.has_before else ([], [])
@@ -78,8 +84,9 @@ class Shape:
             old_starts=np.empty(count, np.int64),
             old_sizes=np.empty(count, np.int32),
             moved=np.zeros(len(lines), np.uint8),
+            first_line=int(lines[0]),
+            formats=np.zeros(len(self._is_key), np.uint8),
         )
-        formats = np.zeros(len(self._is_key), np.uint8)
         bad = locate(
             data,
             changes,
@@ -90,11 +97,24 @@ class Shape:
             found.old_starts,
             found.old_sizes,
             found.moved,
-            formats,
+            found.formats,
         )
         if bad >= 0:
             raise UnreadableRowError(int(lines[bad]))
         return found
+
+    def _read(self, found: "_Found", cells: Cells, at: int) -> Held:
+        """Cells of the column at this place, in the form in which they came."""
+        column = self.schema.columns[at]
+        if found.formats[at] & AS_BINARY_FORMAT == 0:
+            return read_cells(cells, column.type)
+        try:
+            # One stream sends a type in one form; anything else is damage.
+            if found.formats[at] & AS_TEXT_FORMAT:
+                raise ValueError("values in both forms")
+            return read_streamed_cells(cells, column)
+        except ValueError as error:
+            raise UnreadableRowError(found.first_line) from error
 
     def _unchanged(self, sizes: Ints) -> pa.Array:
         """The names of the columns that were not sent, per row."""
@@ -126,9 +146,7 @@ class Shape:
         if not len(rows):
             return pa.nulls(len(is_sent), kind), []
         parts = [
-            read_cells(
-                Cells(found.data, found.old_starts[at][rows], found.old_sizes[at][rows]), self.schema.columns[at].type
-            )
+            self._read(found, Cells(found.data, found.old_starts[at][rows], found.old_sizes[at][rows]), at)
             for at in places
         ]
         sent = pa.StructArray.from_arrays([part.array for part in parts], fields=list(kind))
@@ -153,6 +171,9 @@ class _Found:
     old_starts: Longs
     old_sizes: Ints
     moved: Bytes
+    first_line: int
+    formats: Bytes
+    """In which forms values of a column came."""
 
     def cells(self) -> Iterator[Cells]:
         """The new values of each column."""

@@ -141,9 +141,15 @@ def check_history(
 
 
 def start_replication(
-    connection: psycopg.Connection[tuple[object, ...]], *, source: str, slot: str, publication: str, start: Lsn
+    connection: psycopg.Connection[tuple[object, ...]],
+    *,
+    source: str,
+    slot: str,
+    publication: str,
+    start: Lsn,
+    in_binary: bool = False,
 ) -> Wire:
-    """Stream over a replication connection what was committed after `start`.
+    """Stream over a replication connection what was committed after `start`; values as text, or `in_binary`.
 
     Raises:
         SlotHeldError: another reader is on the slot.
@@ -152,8 +158,13 @@ def start_replication(
     published = sql.Identifier(publication).as_string(connection)
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL {} (proto_version '2', streaming 'on', "
-        "publication_names {}, messages 'true')"
-    ).format(sql.Identifier(slot), sql.SQL(str(start)), sql.Literal(published))
+        "publication_names {}, messages 'true'{})"
+    ).format(
+        sql.Identifier(slot),
+        sql.SQL(str(start)),
+        sql.Literal(published),
+        sql.SQL(", binary 'true'" if in_binary else ""),
+    )
     try:
         return wire.start(connection, command.as_bytes(connection))
     except errors.ObjectInUse as error:

@@ -14,6 +14,7 @@ from deltaworks.capture.continuity import SlotHealth
 from deltaworks.capture.postgres import advice, preflight, reading
 from deltaworks.capture.postgres import slot as slots
 from deltaworks.capture.postgres import standby as standbys
+from deltaworks.capture.postgres.binary_cells import is_streamed_in_binary
 from deltaworks.capture.postgres.catalog import (
     AnyConnection,
     Descriptions,
@@ -43,6 +44,7 @@ from deltaworks.capture.source import (
     Running,
     SourceNotReadyError,
     SourceUnreachableError,
+    StreamFormatError,
 )
 from deltaworks.capture.status import SourceStatus
 from deltaworks.config import PostgresConfig
@@ -81,6 +83,8 @@ class PostgresSource:
             publication=config.publication or f"deltaworks_{name}",
             slot=config.slot or f"deltaworks_{name}",
         )
+        self._may_be_binary = config.stream_format == "binary"
+        self._is_binary = False
         self._descriptions = Descriptions(self._wanted.publication)
         self._connection: AnyConnection | None = None
         self._readings: AnyConnection | None = None
@@ -160,6 +164,7 @@ class PostgresSource:
             AnotherDatabaseError: it is another database cluster.
             SlotHeldError: another reader is on the slot.
         """
+        self._is_binary = self._may_be_binary and all(is_streamed_in_binary(table.columns) for table in self.tables())
         replication = connect(self._dsn, name=self.name, application=f"deltaworks {self.name} stream", replication=True)
         try:
             if known is not None:
@@ -178,6 +183,7 @@ class PostgresSource:
                 slot=self._wanted.slot,
                 publication=self._wanted.publication,
                 start=start,
+                in_binary=self._is_binary,
             )
             if self._folder is not None:
                 # Whoever has the slot is the only one here.
@@ -364,6 +370,10 @@ class PostgresSource:
                 f"cannot capture {name} any further: with replica identity nothing its updates do not say which row; "
                 "set it back to default, or to full"
             )
+        if self._is_binary and not is_streamed_in_binary(schema.columns):
+            # A table may have had such a column at this place of the log and have it no more.
+            self._may_be_binary = False
+            raise StreamFormatError(f"cannot read {name} of source {self.name!r} in binary; its stream is read as text")
         return schema
 
     def _describe_now(self, table: TableName, connection: AnyConnection) -> TableSchema:

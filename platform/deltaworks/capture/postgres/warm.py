@@ -16,37 +16,45 @@ from deltaworks.schema import Column, TableName, TableSchema
 
 _RELATION = 1
 
-_VALUES: Sequence[tuple[pa.DataType, bytes]] = (
-    (pa.int64(), b"1"),
-    (pa.int16(), b"1"),
-    (pa.int32(), b"-1"),
-    (pa.uint32(), b"1"),
-    (pa.bool_(), b"t"),
-    (pa.float64(), b"1.5"),
-    (pa.decimal128(10, 2), b"1.50"),
-    (pa.date32(), b"2001-02-03"),
-    (pa.timestamp("us"), b"2001-02-03 04:05:06.7"),
-    (pa.timestamp("us", "UTC"), b"2001-02-03 04:05:06.7+00"),
-    (pa.binary(), b"\\x00ff"),
-    (pa.string(), b"text"),
+_VALUES: Sequence[tuple[pa.DataType, str, bytes, bytes]] = (
+    (pa.int64(), "bigint", b"1", bytes(7) + b"\1"),
+    (pa.int16(), "smallint", b"1", b"\0\1"),
+    (pa.int32(), "integer", b"-1", b"\xff\xff\xff\xff"),
+    (pa.uint32(), "oid", b"1", b"\0\0\0\1"),
+    (pa.bool_(), "boolean", b"t", b"\1"),
+    (pa.float64(), "double precision", b"1.5", b"\x3f\xf8" + bytes(6)),
+    (pa.decimal128(10, 2), "numeric(10,2)", b"1.50", b"\0\2\0\0\0\0\0\2\0\1\x13\x88"),
+    (pa.date32(), "date", b"2000-01-02", b"\0\0\0\1"),
+    (pa.timestamp("us"), "timestamp without time zone", b"2000-01-01 00:00:00.000001", bytes(7) + b"\1"),
+    (pa.timestamp("us", "UTC"), "timestamp with time zone", b"2000-01-01 00:00:00.000001+00", bytes(7) + b"\1"),
+    (pa.binary(), "bytea", b"\\x00ff", b"\x00\xff"),
+    (pa.string(), "text", b"text", b"text"),
 )
-"""A kind of column each, and a text of it; the first is the key."""
+"""A kind of column each, its name, a text of it, and the same in binary; the first is the key."""
 
 
-def compile_loops() -> Slice:
+def compile_loops(*, in_binary: bool = False) -> Slice:
     """Run a made-up transaction through the decoder; the slice that came out is of no table of anybody's."""
-    columns = tuple(Column(name=f"c{at}", type=kind, source_type="") for at, (kind, _text) in enumerate(_VALUES))
+    columns = tuple(Column(name=f"c{at}", type=kind, source_type=name) for at, (kind, name, *_) in enumerate(_VALUES))
     schema = TableSchema(name=TableName("deltaworks", "warm"), columns=columns, key=("c0",), has_before=True)
     builder = SliceBuilder(relations=Relations(describe=lambda _relation: schema))
-    for message in _transaction():
+    for message in _transaction(in_binary=in_binary):
         payload = b"w" + struct.pack(">QQq", 8, 8, 0) + message
         builder.buffer.append(memoryview(payload))
     builder.read(max_changes=1000)
     return builder.take()
 
 
-def _transaction() -> Sequence[bytes]:
-    new, old = [text for _kind, text in _VALUES], [b"2", *(text for _kind, text in _VALUES[1:])]
+def _transaction(*, in_binary: bool) -> Sequence[bytes]:
+    new = [binary if in_binary else text for _kind, _name, text, binary in _VALUES]
+    # In binary it is as long as the new key, in text it may be any number.
+    old = [bytes(7) + b"\2" if in_binary else b"2", *new[1:]]
+    form = b"b" if in_binary else b"t"
+
+    def row(values: Sequence[bytes | None]) -> bytes:
+        cells = (b"n" if value is None else form + struct.pack(">I", len(value)) + value for value in values)
+        return struct.pack(">H", len(values)) + b"".join(cells)
+
     number = struct.pack(">I", _RELATION)
     return (
         b"R"
@@ -55,18 +63,13 @@ def _transaction() -> Sequence[bytes]:
         + struct.pack(">H", len(_VALUES))
         + b"".join(map(_column, range(len(_VALUES)))),
         b"B" + struct.pack(">QqI", 8, 0, 3),
-        b"I" + number + b"N" + _row(new),
-        b"U" + number + b"O" + _row(old) + b"N" + _row(new),
-        b"U" + number + b"N" + _row([new[0], *[None] * (len(new) - 1)]),
-        b"D" + number + b"O" + _row(old),
+        b"I" + number + b"N" + row(new),
+        b"U" + number + b"O" + row(old) + b"N" + row(new),
+        b"U" + number + b"N" + row([new[0], *[None] * (len(new) - 1)]),
+        b"D" + number + b"O" + row(old),
         b"C" + struct.pack(">BQQq", 0, 8, 16, 0),
     )
 
 
 def _column(at: int) -> bytes:
     return bytes([at == 0]) + f"c{at}".encode() + b"\0" + struct.pack(">Ii", 25, -1)
-
-
-def _row(values: Sequence[bytes | None]) -> bytes:
-    cells = (b"n" if value is None else b"t" + struct.pack(">I", len(value)) + value for value in values)
-    return struct.pack(">H", len(values)) + b"".join(cells)
