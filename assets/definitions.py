@@ -7,6 +7,7 @@ import dagster as dg
 from assets import names
 from assets.captured import captured_tables, gap_check, source_tables
 from assets.checks import expectation_checks, source_checks
+from assets.dead import dead_letters
 from assets.dumps import dumped_tables
 from assets.enriched import enriched_tables
 from assets.modeled import modeled_tables
@@ -48,6 +49,7 @@ def build(config_path: Path) -> dg.Definitions:
             *(stored_tables(source, settings) for source, settings in sources),
             *enriched,
             *(reprocessed_documents(app, config) for app in config.apps),
+            *(dead_letters(app, config) for app in config.apps),
             modeled,
             released_views(after=[*modeled.keys, *(key for assets in enriched for key in assets.keys)], config=config),
         ],

@@ -28,6 +28,11 @@ def enriched(app: str, table: str) -> dg.AssetKey:
     return dg.AssetKey(["enriched", app, table])
 
 
+def dead_letters(app: str) -> dg.AssetKey:
+    """What failed for good in an app."""
+    return dg.AssetKey(["dead_letters", app])
+
+
 def reprocessed(app: str) -> dg.AssetKey:
     """An app's documents, made anew on demand; a partition is a part of its keys."""
     return dg.AssetKey(["reprocessed", app])

@@ -26,6 +26,7 @@ from deltaworks.cli.console import (
     second_text,
     stop_on_signal,
 )
+from deltaworks.cli.dead import dead
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dead)
 WATCH_EVERY_S = 2.0
 
 

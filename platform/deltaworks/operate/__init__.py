@@ -61,6 +61,14 @@ if TYPE_CHECKING:
         reprocess,
         retry,
     )
+    from deltaworks.operate.dead import (
+        DeadSummary,
+        NoDeadLetterError,
+        dead_letters,
+        dead_rows,
+        dead_summary,
+        drop,
+    )
     from deltaworks.operate.lake import (
         LakeMovedError,
         Loaded,
@@ -80,6 +88,7 @@ __all__ = [
     "Answered",
     "Behind",
     "Captured",
+    "DeadSummary",
     "DumpFailedError",
     "DumpPausedError",
     "DumpStatus",
@@ -90,6 +99,7 @@ __all__ = [
     "LoadedTable",
     "MetricsPortInUseError",
     "Model",
+    "NoDeadLetterError",
     "NotAnsweredError",
     "OnDumpProgress",
     "Processed",
@@ -104,8 +114,12 @@ __all__ = [
     "capture_status",
     "capture_statuses",
     "check",
+    "dead_letters",
+    "dead_rows",
+    "dead_summary",
     "describe_models",
     "document_lineage",
+    "drop",
     "dump",
     "dumps",
     "expect",
@@ -159,6 +173,7 @@ _LATE = {
     ),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
+    "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),
     "asking": (
         "Answered",
         "NotAnsweredError",

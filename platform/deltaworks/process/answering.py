@@ -1,6 +1,7 @@
 """Answers what other processes ask of a running app, between two cycles of its runner."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 import structlog
 
@@ -19,8 +20,8 @@ class Answering:
     """Sees to the requests of one app.
 
     `forget_answers` empties caches of what services said; `make_dirty` lets entities be processed again, inside a
-    transaction of the state; `at_once` has the kinds that are done within one call, which says how many entities it
-    concerned.
+    transaction of the state; `at_once` has the kinds that are done within one call, which is told the keys
+    and when it was asked, and says how many entities it concerned.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Answering:
         state: State,
         forget_answers: Callable[[], None],
         make_dirty: Callable[[Sequence[Key]], int],
-        at_once: Mapping[Kind, Callable[[Sequence[Key] | None], int]],
+        at_once: Mapping[Kind, Callable[[Sequence[Key] | None, datetime], int]],
     ) -> None:
         self._app = app
         self._requests = requests
@@ -64,7 +65,7 @@ class Answering:
     def _see_to(self, request: Request) -> None:
         if request.kind is not Kind.REPROCESS:
             keys = self._state.asked.as_stored(request.keys)
-            count = self._at_once[request.kind](keys)
+            count = self._at_once[request.kind](keys, request.asked_at)
             missing = max(0, len(keys) - count) if keys is not None else 0
             self._end(Outcome.of(request, count=count, missing=missing))
             return

@@ -38,6 +38,8 @@ class Kind(Enum):
     """Make documents anew though nothing changed; ends when each of them is written, held or dead."""
     RETRY = "retry"
     """Let dead letters be processed again, from their newest state."""
+    DROP = "drop"
+    """Give up the dead letters that there were when it was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

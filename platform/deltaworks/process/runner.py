@@ -126,7 +126,10 @@ class Runner:
             state=state,
             forget_answers=self._pipeline.drop_all,
             make_dirty=self._make_dirty,
-            at_once={Kind.RETRY: self.retry_dead},
+            at_once={
+                Kind.RETRY: lambda keys, _: self.retry_dead(keys),
+                Kind.DROP: lambda keys, asked_at: self.drop_dead(keys, until=asked_at),
+            },
         )
         self._pause = pause
         self._lineage_file = lineage_file
