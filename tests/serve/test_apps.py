@@ -188,6 +188,9 @@ def test_a_paused_app_takes_nothing_over_a_restart_and_says_so(bench: Bench) -> 
     with bench.running():
         bench.commit(1)
         wait_until(lambda: read_live(bench.config.app_folder("films")) is not None)
+        for ask in (operate.process, operate.reprocess):
+            with pytest.raises(AppPausedError, match="is paused since"):
+                ask(bench.config, "films")
     with pytest.raises(AppPausedError, match="deltaworks process films --resume"):
         operate.process(bench.config, "films")
     assert bench.sink.bodies == {}

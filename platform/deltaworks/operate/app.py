@@ -41,12 +41,14 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
 
     Raises:
         ServiceSlowError: the service did not get there in `SERVICE_PATIENCE_S`.
+        AppPausedError: a person paused the app.
         DeltaworksError: whatever the app's run raises.
     """
     target = open_reader(config, config.app(app).source).end()
     try:
         runner = Runner.open(load_app(config, app), config=config, name=app)
     except AppHeldError:
+        Pause(config.app_folder(app)).check(app)
         state = config.app_folder(app) / STATE_FILE
         wait_until(lambda: read_reached(state) >= target.position, what=f"the process service of {app!r}")
         return Processed(app=app, processed_by="the process service", position=read_reached(state))

@@ -14,6 +14,7 @@ from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.process.asked import read_asking
 from deltaworks.process.fold import Key
+from deltaworks.process.pausing import Pause
 from deltaworks.process.registry import load_app
 from deltaworks.process.requests import Kind, Outcome, Request, Requests, Slice
 from deltaworks.process.runner import STATE_FILE, AppHeldError, Runner
@@ -64,6 +65,7 @@ def reprocess(
 
     Raises:
         RequestRefusedError: the app could not do it; the message says why.
+        AppPausedError: a person paused the app; it does what was asked once it is resumed.
         DeltaworksError: whatever the app's run raises.
     """
     return see_through(config, app, Request.new(Kind.REPROCESS, keys=keys, slice=part), on_progress=on_progress)
@@ -128,6 +130,8 @@ def _watch(config: Config, app: str, requests: Requests, request: Request, on_pr
     """Follow a request that another runner has, for a second; then it is time to see whether that still runs."""
     until = time.monotonic() + 1.0
     while requests.outcome(request.id) is None and time.monotonic() < until:
+        # The request stays: who resumes the app has it done.
+        Pause(config.app_folder(app)).check(app)
         asking = read_asking(config.app_folder(app) / STATE_FILE, request.id)
         if asking is not None and on_progress is not None:
             on_progress(asking.total - asking.left, asking.total)

@@ -34,6 +34,18 @@ class Pause:
         """Let it go on; does nothing to one that runs."""
         self._file.unlink(missing_ok=True)
 
+    def check(self, app: str) -> None:
+        """Let an app through that is not paused.
+
+        Raises:
+            AppPausedError: it is.
+        """
+        if (since := self.since()) is not None:
+            raise AppPausedError(
+                f"cannot run app {app!r}: it is paused since {since:%F %T} UTC; resume it first, "
+                f"with `deltaworks process {app} --resume` or on the page of apps"
+            )
+
     @property
     def is_on(self) -> bool:
         """Whether the app is paused; one look at the folder."""

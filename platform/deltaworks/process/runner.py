@@ -48,7 +48,7 @@ from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row
 from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
-from deltaworks.process.pausing import LOOK_EVERY_S, AppPausedError, Pause
+from deltaworks.process.pausing import LOOK_EVERY_S, Pause
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
@@ -229,11 +229,7 @@ class Runner:
             AppPausedError: a person paused the app; nothing was read.
             SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
         """
-        if (since := self._pause.since()) is not None:
-            raise AppPausedError(
-                f"cannot run app {self._name!r}: it is paused since {since:%F %T} UTC; resume it first, "
-                f"with `deltaworks process {self._name} --resume` or on the page of apps"
-            )
+        self._pause.check(self._name)
         self._tally = Tally()
         end = self._log.end()
         self._state.hasten()
