@@ -20,6 +20,7 @@ pytest_plugins = [
     "servers.postgres",
     "servers.redis",
     "servers.webhook",
+    "servers.kafka_broker",
 ]
 
 

@@ -21,6 +21,7 @@ from deltaworks.process.document_json import document_json
 from deltaworks.process.sink import Capabilities, Sink, SinkSpec, key_text, open_reader
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search import SearchIndex
+from deltaworks.store.sinks.kafka_topic import KafkaTopic
 from deltaworks.store.sinks.mysql_table import MySqlTable
 from deltaworks.store.sinks.opensearch_index import OpenSearchIndex
 from deltaworks.store.sinks.postgres_table import PostgresTable
@@ -226,6 +227,20 @@ def mysql_table(request: pytest.FixtureRequest, home: Path) -> House:
     )
 
 
+def kafka_topic(request: pytest.FixtureRequest, home: Path) -> House:
+    broker = request.getfixturevalue("kafka_broker")
+    config = config_with(home, bus=broker.connection())
+    spec = KafkaTopic(broker.new_topic(), connection="bus")
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        form=as_json,
+        unfit={"lead": object()},
+        away=broker.gate.closed,
+    )
+
+
 Build = Callable[[pytest.FixtureRequest, Path], House]
 
 HERE: Mapping[str, Build] = {
@@ -236,6 +251,7 @@ HERE: Mapping[str, Build] = {
 }
 """Those that need Python packages only."""
 SERVERS: Mapping[str, Build] = {
+    "kafka topic": kafka_topic,
     "opensearch index": opensearch_index,
     "redis cache": redis_cache,
     "mysql table": mysql_table,

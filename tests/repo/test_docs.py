@@ -39,6 +39,11 @@ def test_every_configuration_in_the_manual_loads(tmp_path: Path) -> None:
                 "LAKE_PASSWORD": "p",
                 "LAKE_KEY_ID": "i",
                 "LAKE_SECRET_KEY": "k",
+                "WAREHOUSE_DSN": "postgresql://warehouse",
+                "LEGACY_PASSWORD": "p",
+                "SEARCH_PASSWORD": "p",
+                "CACHE_PASSWORD": "p",
+                "PARTNER_SECRET": "a key of the partner",
             },
         )
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install what `make test-servers` runs against: Debian's PostgreSQL 15, MariaDB, Redis and Chromium, and OpenSearch
-# from Maven. Needs root or sudo once.
+# Install what `make test-servers` runs against: Debian's PostgreSQL 15, MariaDB, Redis and Chromium; OpenSearch
+# and Kafka from Maven. Needs root or sudo once.
 set -euo pipefail
 
 wanted=()
@@ -42,3 +42,8 @@ bring() {
     -Dartifact="$group:$artifact:$version:$type" -DoutputDirectory="$folder" -Dmdep.useBaseVersion=true
 }
 bring org.opensearch.distribution.integ-test-zip opensearch 2.19.1 zip
+if [ ! -e "$folder/kafka-4.1.1" ]; then
+  mvn -q -B -f "$(dirname "$0")/kafka.pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+    -DoutputDirectory="$folder/kafka-4.1.1.part"
+  mv "$folder/kafka-4.1.1.part" "$folder/kafka-4.1.1"
+fi

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from servers.maven import FOLDER
 
 from deltaworks.testing.postgres import free_port
 
-FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaworks-servers"
-"""Where `install.sh` puts what comes from Maven."""
 _numbers = itertools.count(1)
 
 
@@ -72,8 +71,10 @@ def _start(folder: Path, home: Path, port: int) -> subprocess.Popen[bytes]:
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "JAVA_HOME": str(java),
+        "OPENSEARCH_TMPDIR": str(folder / "tmp"),
         "OPENSEARCH_JAVA_OPTS": "-Xms512m -Xmx512m -XX:TieredStopAtLevel=1",
     }
+    (folder / "tmp").mkdir()
     account = {}
     if os.geteuid() == 0:
         # The server refuses to run as root.
