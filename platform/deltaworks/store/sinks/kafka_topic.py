@@ -196,7 +196,13 @@ class KafkaTopicReader:
     def _records(self) -> Iterator[tuple[str, Version, bytes | None]]:
         kafka = needed("confluent_kafka", extra="kafka")
         timeout_s = self._connection.timeout_s
-        settings = {"group.id": str(uuid4()), "enable.auto.commit": False, "enable.partition.eof": True}
+        settings = {
+            "group.id": str(uuid4()),
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            # The end of a partition is told only after this.
+            "fetch.wait.max.ms": 10,
+        }
         consumer = kafka.Consumer(_settings(self._connection) | settings, logger=_SILENT)
         try:
             topic = consumer.list_topics(self._topic, timeout=timeout_s).topics[self._topic]
