@@ -13,7 +13,7 @@ from pathlib import Path
 from deltaworks.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parent.parent
-VENV = ROOT / ".bench"
+VENV = ROOT / ".bench" / "debezium"
 """Where this peer of the extra `[bench]` is, apart from what the project itself runs on."""
 
 PATIENCE_S = 600
