@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deltaworks.cli.apps import apps
 from deltaworks.cli.console import (
     DEFAULT_CONFIG,
     AppName,
@@ -43,6 +44,9 @@ app = typer.Typer(
 )
 app.add_typer(dead)
 WATCH_EVERY_S = 2.0
+
+
+app.add_typer(apps)
 
 
 def main() -> None:

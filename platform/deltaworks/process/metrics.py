@@ -16,6 +16,7 @@ LOST = Counter(
 CHANGES = Counter("deltaworks_process_changes_total", "Changes folded into the state.", ("app",))
 DOCUMENTS = Counter("deltaworks_process_documents_total", "Documents made durable in every sink.", ("app",))
 STANDING = Gauge("deltaworks_process_entities", "Entities that are held or dead now.", ("app", "standing"))
+STUCK = Gauge("deltaworks_process_stuck_seconds", "How long a step has not come back; 0 when it has.", ("app", "step"))
 LAG = Histogram(
     "deltaworks_process_lag_seconds",
     "From the commit in the source to durable and visible in every sink.",

@@ -25,9 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import wraps
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -57,6 +58,8 @@ from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, Standing, State, Waiting
 from deltaworks.process.telling import Telling
+from deltaworks.process.tuning import TUNING_FILE, Tuning
+from deltaworks.process.watchdog import Watchdog
 from deltaworks.schema import TableName, TableSchema
 
 STATE_FILE = "state.sqlite"
@@ -75,6 +78,20 @@ OnProgress = Callable[[int, int], None]
 """Called with the work done and the work known so far: changes to fold plus entities to process."""
 
 logger = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _watched(run: Callable[Concatenate["Runner", P], R]) -> Callable[Concatenate["Runner", P], R]:
+    """Let the watchdog look at the steps while this method runs."""
+
+    @wraps(run)
+    def watched(runner: "Runner", /, *arguments: P.args, **options: P.kwargs) -> R:
+        with runner._watchdog.watching():
+            return run(runner, *arguments, **options)
+
+    return watched
 
 
 class AppHeldError(TerminalError):
@@ -132,6 +149,9 @@ class Runner:
             },
         )
         self._pause = pause
+
+        self._watchdog = Watchdog(name, [*app.steps, *app.reactions])
+        self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
         self._lineage_file = lineage_file
         self._is_observed = False
         self._has_standing = True
@@ -218,6 +238,7 @@ class Runner:
 
     # Running
 
+    @_watched
     def drain(self, *, patience_s: float = 10.0, on_progress: OnProgress | None = None) -> ProcessReport:
         """Process everything that is in the log now.
 
@@ -260,6 +281,7 @@ class Runner:
         self._flush_position()
         return self.report()
 
+    @_watched
     def follow(self, stop: threading.Event, *, on_progress: OnProgress | None = None) -> ProcessReport:
         """Process the log as it grows until `stop` is set; what has been read by then is finished first.
 
@@ -349,6 +371,7 @@ class Runner:
     # One cycle
 
     def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
+        self._tuning.refresh()
         if self._ranges is not None and self._answering.needs_rows():
             self._keep_rows("entities are to be processed again")
         folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._fold(up_to_sequence)

@@ -1,0 +1,97 @@
+"""Sees a step that does not come back, and names it.
+
+A thread looks at the stack of the thread that runs the app, some times a second, and costs the steps nothing. A
+step's frame that is there at every look for `limit_s` has not returned; an `async` step is on the stack only
+while it computes, so one that is there for `blocking_s` keeps every other call from going on.
+"""
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+from types import CodeType, FrameType
+
+import structlog
+
+from deltaworks.process import metrics
+from deltaworks.process.clock import SYSTEM, Clock
+from deltaworks.process.declared import Step
+
+LIMIT_S = 10.0
+BLOCKING_S = 1.0
+_LOOK_EVERY_S = 0.25
+
+logger = structlog.get_logger(__name__)
+
+
+class Watchdog:
+    """Watches the thread in which `watching` was entered."""
+
+    def __init__(
+        self,
+        app: str,
+        steps: Iterable[Step],
+        *,
+        limit_s: float = LIMIT_S,
+        blocking_s: float = BLOCKING_S,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._app = app
+        self._steps: dict[CodeType, Step] = {unwrap(step.function).__code__: step for step in steps}
+        self._limit_s = limit_s
+        self._blocking_s = blocking_s
+        self._clock = clock
+        self._seen: FrameType | None = None
+        self._since = 0.0
+        self._tell_at = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the thread that is here until the block ends."""
+        stop = threading.Event()
+        watched = threading.get_ident()
+
+        def watch() -> None:
+            while not stop.wait(_LOOK_EVERY_S):
+                self.look(sys._current_frames().get(watched))
+
+        thread = threading.Thread(target=watch, name=f"watchdog-{self._app}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self.look(None)
+
+    def look(self, frame: FrameType | None) -> None:
+        """Judge one sight of the stack."""
+        while frame is not None and frame.f_code not in self._steps:
+            frame = frame.f_back
+        now = self._clock.monotonic()
+        if frame is None or frame is not self._seen:
+            if self._seen is not None and self._tell_at > self._since + self._limit_of(self._seen):
+                metrics.STUCK.labels(self._app, self._steps[self._seen.f_code].name).set(0)
+            self._seen, self._since = frame, now
+            self._tell_at = now + (self._limit_of(frame) if frame is not None else 0)
+            return
+        if now >= self._tell_at:
+            self._tell(frame, now - self._since)
+            # Then twice as late each time, so that a step which hangs for a day does not fill the log.
+            self._tell_at = now + (now - self._since)
+
+    def _limit_of(self, frame: FrameType) -> float:
+        return self._blocking_s if self._steps[frame.f_code].is_async else self._limit_s
+
+    def _tell(self, frame: FrameType, seconds: float) -> None:
+        step = self._steps[frame.f_code]
+        metrics.STUCK.labels(self._app, step.name).set(seconds)
+        logger.error(
+            "step blocks the event loop" if step.is_async else "step does not return",
+            app=self._app,
+            step=step.name,
+            place=step.place,
+            line=frame.f_lineno,
+            seconds=round(seconds, 1),
+        )
