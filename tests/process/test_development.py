@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -112,6 +113,7 @@ def test_an_edit_takes_effect_without_a_restart_and_a_broken_one_does_not(
     log: Feed, config: Config, tmp_path: Path
 ) -> None:
     sink = TableSink(tmp_path / "sink.sqlite")
+    sink.open(app="films", key="film_id", config=config).close()
     file = tmp_path / "edited_films.py"
 
     def edit(text: str) -> None:
@@ -127,7 +129,7 @@ def test_an_edit_takes_effect_without_a_restart_and_a_broken_one_does_not(
         running = pool.submit(development.follow_reloading, config, "films", stop=stop, say=told.append)
         try:
             log.commit(create(FILM, film_id=1, title="a"))
-            wait_until(lambda: sink.file.exists() and sink.bodies() == {1: {"is": "old"}})
+            wait_until(lambda: sink.bodies() == {1: {"is": "old"}})
             edit("films = 1 +")
             wait_until(lambda: len(told) == 1)
             log.commit(create(FILM, film_id=2, title="a"))
@@ -158,16 +160,16 @@ def test_limits_change_while_the_app_runs_and_are_there_after_a_restart(
     make_config: Callable[..., Config], sink: TableSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, app = make_config(), enriched(sink)
-    monkeypatch.setattr(development, "load_app", lambda config, name: app)
+    monkeypatch.setattr(development, "load_app", lambda config, name: app)  # No module of its own has this app.
     for _ in range(2):
         with Runner.open(app, config=config, name="films", log=MemoryLog().reader()) as runner:
             assert development.tune_app(config, "films", {"people.concurrency": "3"}) == {"people.concurrency": 3}
             runner.drain()
             assert runner._pipeline.enrichers["people"]._gate.limit == 3
     assert development.tune_app(config, "films", {"people.concurrency": ""}) == {}
-    with pytest.raises(TuningError, match="no limit 'people.batch'; known: people.concurrency, people.rate_per_s"):
+    with pytest.raises(TuningError, match=r"no limit 'people\.batch'; known: people\.concurrency, people\.rate_per_s"):
         development.tune_app(config, "films", {"people.batch": "3"})
-    with pytest.raises(TuningError, match="cannot set 'people.rate_per_s' to '-1'"):
+    with pytest.raises(TuningError, match=r"cannot set 'people\.rate_per_s' to '-1'"):
         development.tune_app(config, "films", {"people.rate_per_s": "-1"})
 
 
@@ -228,8 +230,6 @@ def test_the_watchdog_sees_the_thread_that_runs_the_app(
 
 
 def test_windows_are_drawn_with_their_options() -> None:
-    from datetime import timedelta
-
     app = App("films", key="film_id", sources=[studio.table("film", schema=Film)])
     app.window(time="title", size=timedelta(hours=1), by="title", lateness=timedelta(minutes=5), films=count())
     assert "window window (of 1:00:00, by title, closed 0:05:00 later, films)" in explain(app)

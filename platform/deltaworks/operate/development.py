@@ -11,6 +11,7 @@ from types import ModuleType
 
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError, TerminalError
+from deltaworks.log.registry import open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.operate.lease import leased
 from deltaworks.process import explain
@@ -19,7 +20,6 @@ from deltaworks.process.check import AppError
 from deltaworks.process.registry import load_app
 from deltaworks.process.runner import AppHeldError, Runner
 from deltaworks.process.shape import reads
-from deltaworks.process.sink import open_reader
 from deltaworks.process.tuning import TUNING_FILE, save_tuning
 from deltaworks.schema import TableName, TableSchema
 
