@@ -264,6 +264,44 @@ def verify(
 
 
 @app.command()
+def audit(
+    source: SourceName,
+    *,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    is_repair: Annotated[
+        bool, typer.Option("--repair", help="Dump the keys of open incidents again, those that are found now too.")
+    ] = False,
+    is_listing: Annotated[
+        bool, typer.Option("--incidents", help="List what was found so far instead of looking.")
+    ] = False,
+    minutes: Annotated[int, typer.Option("--minutes", min=1, help="How many of the newest minutes to show.")] = 15,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Compare what went into each hop of SOURCE with what came out; exit code 1 where something is lost."""
+    from deltaworks import operate
+    from deltaworks.operate.balance_sheet import balance_sheet
+
+    settings = load_config(config)
+    if is_listing:
+        for incident in operate.incidents(settings, source):
+            out.print(incident.summary, markup=False, highlight=False, soft_wrap=True)
+        return
+    found = operate.audit(settings, source)
+    if is_json:
+        out.print_json(data=found.to_json())
+    else:
+        out.print(*balance_sheet(found, minutes=minutes), sep="\n")
+        for incident in found.open:
+            out.print(f"• {incident.summary}", style="red", markup=False, highlight=False, soft_wrap=True)
+        out.print("in = out" if found.is_balanced else "in ≠ out", highlight=False)
+    if is_repair:
+        for ended in operate.repair(settings, source):
+            out.print(ended.summary, markup=False, highlight=False, soft_wrap=True)
+    if not found.is_balanced:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Serve the search page and the JSON API, until stopped."""
     from deltaworks.serve import http

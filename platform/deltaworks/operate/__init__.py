@@ -9,6 +9,8 @@
 | `dump`     | existing rows were read and are in the log: of tables, of keys, of a condition |
 | `load`     | the lake holds a log's state at its end, in one commit                     |
 | `verify_log` | the log was checked against what its reader saw                          |
+| `audit`    | every hop was compared with the one before; what is lost is an incident     |
+| `repair`   | the keys of every open incident were dumped again                          |
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         reprocess,
         retry,
     )
+    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair
     from deltaworks.operate.dead import (
         DeadSummary,
         NoDeadLetterError,
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answered",
+    "Audit",
     "Behind",
     "Captured",
     "DeadSummary",
@@ -103,12 +107,14 @@ __all__ = [
     "NotAnsweredError",
     "OnDumpProgress",
     "Processed",
+    "RepairError",
     "RequestRefusedError",
     "ServiceSlowError",
     "StatusRow",
     "TableProgress",
     "app_metrics_server",
     "ask",
+    "audit",
     "behind",
     "capture",
     "capture_status",
@@ -126,6 +132,7 @@ __all__ = [
     "follow_capture",
     "follow_process",
     "history",
+    "incidents",
     "is_released",
     "lake_tables_of",
     "least_role",
@@ -138,6 +145,7 @@ __all__ = [
     "process",
     "release",
     "released",
+    "repair",
     "reprocess",
     "resume",
     "retry",
@@ -159,6 +167,7 @@ _LATE = {
         "resume",
         "tables_read_by",
     ),
+    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair"),
     "lake": (
         "LakeMovedError",
         "Loaded",

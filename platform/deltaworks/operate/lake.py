@@ -1,7 +1,9 @@
 """The lake: load, compare with the source, check, release."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deltaworks.config import Config
@@ -17,7 +19,7 @@ from deltaworks.schema import TableSchema
 from deltaworks.store.lake import Lake
 from deltaworks.store.load import TableLoad, last_load
 from deltaworks.store.load import load as load_log
-from deltaworks.store.verify import Verification
+from deltaworks.store.verify import SAMPLE_KEYS, Verification
 from deltaworks.store.verify import verify as compare
 
 MODELED_SCHEMA = "modeled"
@@ -111,8 +113,19 @@ def open_lake(config: Config, *, read_only: bool = False) -> Lake:
     )
 
 
-def verify(config: Config, source: str) -> Verification:
-    """Compare the source with the lake at one position, while both are in use.
+@contextmanager
+def open_lake_if_there(config: Config) -> Iterator[Lake | None]:
+    """The lake for reading; `None` where nothing was loaded yet."""
+    kind, _, place = config.lake_catalog.partition(":")
+    if kind == "sqlite" and not Path(place).exists():
+        yield None
+        return
+    with open_lake(config, read_only=True) as lake:
+        yield lake
+
+
+def verify(config: Config, source: str, *, sample_keys: int = SAMPLE_KEYS) -> Verification:
+    """Compare the source with the lake at one position, while both are in use; names so many differing keys a table.
 
     The log is brought to the position of the comparison first, by this process or by the service.
     """
@@ -123,6 +136,7 @@ def verify(config: Config, source: str) -> Verification:
             open_reader(config, source),
             log=source,
             catch_up=lambda: capture(config, source),
+            sample_keys=sample_keys,
         )
 
 

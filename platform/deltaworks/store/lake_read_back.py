@@ -7,7 +7,7 @@ from typing import Any
 
 from deltaworks.change import DELETE
 from deltaworks.config import Config
-from deltaworks.log.local import LocalLogReader
+from deltaworks.log.registry import open_reader as open_log
 from deltaworks.position import Lsn, Version
 from deltaworks.process.sink import StoredVersion, key_text
 from deltaworks.schema import TableSchema
@@ -31,7 +31,7 @@ class LakeBackReader:
         self._lake = _opened(config)
         loaded = NOTHING_LOADED if self._lake is None else last_load(self._lake, app)
         self._newer: dict[str, tuple[Version, Mapping[str, Any] | None]] = {}
-        for group in LocalLogReader(config.log_folder(app)).read(after_sequence=loaded.sequence):
+        for group in open_log(config, app).read(after_sequence=loaded.sequence):
             for batch in group.batches:
                 if batch.schema.name == schema.name:
                     self._lay_on_top(batch.rows.to_pylist())

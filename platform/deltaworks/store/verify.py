@@ -81,6 +81,7 @@ def verify(
     log: str,
     catch_up: Callable[[], object] = lambda: None,
     timeout_s: float = 60.0,
+    sample_keys: int = SAMPLE_KEYS,
 ) -> Verification:
     """Compare every captured table with its table in `lake.<log>`; `lake` may be open for reading only.
 
@@ -101,7 +102,9 @@ def verify(
         _wait_for(reader, position, log=log, timeout_s=timeout_s)
         base = load_at(lake, log, up_to=position)
         folded = _fold(lake, reader, snapshot.tables(), log=log, base=base, up_to=position)
-        verdicts = tuple(_compare(connection, snapshot, table, log=log) for table in snapshot.tables())
+        verdicts = tuple(
+            _compare(connection, snapshot, table, log=log, sample_keys=sample_keys) for table in snapshot.tables()
+        )
     return Verification(
         position=position,
         version=base.version,
@@ -177,7 +180,12 @@ def _copy(connection: duckdb.DuckDBPyConnection, table: TableSchema, *, log: str
 
 
 def _compare(
-    connection: duckdb.DuckDBPyConnection, snapshot: SourceSnapshot, table: TableSchema, *, log: str
+    connection: duckdb.DuckDBPyConnection,
+    snapshot: SourceSnapshot,
+    table: TableSchema,
+    *,
+    log: str,
+    sample_keys: int,
 ) -> TableVerdict:
     source = _read_source(connection, snapshot, table)
     stored = quoted(_SCRATCH, log, table.name.short)
@@ -196,7 +204,7 @@ def _compare(
         "key": ", ".join(quoted(key) for key in table.key),
         "same_key": " and ".join(f"{quoted('s', key)} {same} {quoted('l', key)}" for key in table.key),
         "differs": differs or "false",
-        "limit": str(SAMPLE_KEYS),
+        "limit": str(sample_keys),
     }
     connection.execute(_SQL["differing"].format_map(names))
     return TableVerdict(
