@@ -24,6 +24,7 @@ import psycopg
 from measure import Figure, report
 from pydantic import SecretStr
 
+from deltaworks.capture.memory import leave_pandas_out
 from deltaworks.capture.postgres import slot as slots
 from deltaworks.capture.postgres.catalog import describe_relation
 from deltaworks.capture.postgres.columnar import SliceBuilder
@@ -161,6 +162,8 @@ def read_to_end(
     dsn: str, slot: str, publication: str, end: Lsn, *, in_binary: bool, log: Path | None
 ) -> dict[str, float]:
     """Read up to `end`, build Arrow, and append to a log where one is given."""
+    # As the capture service does.
+    leave_pandas_out()
     compile_loops(in_binary=in_binary)
     writer = LocalLogWriter.open(log) if log else None
     before, began, changes = resource.getrusage(resource.RUSAGE_SELF), time.monotonic(), 0

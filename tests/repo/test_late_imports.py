@@ -8,14 +8,24 @@ from deltaworks import operate
 SERVICE = """
 import sys
 from deltaworks import cli, operate
+from deltaworks.capture.memory import leave_pandas_out
+from deltaworks.capture.postgres.warm import compile_loops
 operate.follow_capture, operate.metrics_server
-print(*sorted({"duckdb", "sqlglot", "deltaworks.store", "deltaworks.lineage", "deltaworks.gate"} & set(sys.modules)))
+leave_pandas_out()
+compile_loops()
+unused = {"pandas", "duckdb", "sqlglot", "deltaworks.store", "deltaworks.lineage", "deltaworks.gate"}
+print(*sorted(unused & set(sys.modules)))
 """
 
 
-def test_capture_service_imports_nothing_of_the_lake() -> None:
+def test_capture_service_imports_nothing_of_the_lake_and_no_pandas() -> None:
     found = subprocess.check_output([sys.executable, "-c", SERVICE], text=True)
     assert found.split() == []
+
+
+def test_pandas_can_be_imported_after_arrow_was_told_of_none() -> None:
+    code = "from deltaworks.capture.memory import leave_pandas_out; leave_pandas_out(); import pandas; print(pandas.NA)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["<NA>"]
 
 
 def test_every_name_of_operate_is_there_when_it_is_asked_for() -> None:

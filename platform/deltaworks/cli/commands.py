@@ -103,12 +103,14 @@ def capture(
 ) -> None:
     """Keep the change log of SOURCE in step with its database, until stopped."""
     from deltaworks import operate
+    from deltaworks.capture.memory import leave_pandas_out
 
     settings = load_config(config)
     if until_now:
         with Bars() as bars:
             out.print(operate.capture(settings, source, on_progress=bars).summary, highlight=False)
         return
+    leave_pandas_out()
     stop = stop_on_signal()
     with operate.metrics_server(settings, source, port=metrics):
         operate.follow_capture(settings, source, stop=stop)
