@@ -23,7 +23,16 @@ from pydantic_core import PydanticUndefined
 
 import deltaworks
 from deltaworks.cli import app
-from deltaworks.config import AppConfig, Config, LakeConfig, LocalLogConfig, PostgresConfig, S3Config, ServeConfig
+from deltaworks.config import (
+    AppConfig,
+    Config,
+    KafkaLogConfig,
+    LakeConfig,
+    LocalLogConfig,
+    PostgresConfig,
+    S3Config,
+    ServeConfig,
+)
 from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
@@ -62,7 +71,8 @@ def config_page() -> str:
     sections: list[tuple[str, type[BaseModel]]] = [
         ("the file", Config),
         ("sources.NAME", PostgresConfig),
-        ("sources.NAME.log, kind local", LocalLogConfig),
+        ("sources.NAME.log, kind: local", LocalLogConfig),
+        ("sources.NAME.log, kind: kafka", KafkaLogConfig),
         ("apps.NAME", AppConfig),
         *(
             (f"connections.NAME, kind: {get_args(each.model_fields['kind'].annotation)[0]}", each)

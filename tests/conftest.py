@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = [
     "servers.gate",
+    "servers.kafka",
     "servers.lakes",
     "servers.mariadb",
     "servers.object_store",
@@ -33,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--dump-seconds", type=float, default=4.0, metavar="SECONDS", help="how long each dump stress test writes"
+    )
+    parser.addoption(
+        "--kafka-seconds", type=float, default=25.0, metavar="SECONDS", help="how long brokers of Kafka are killed"
     )
     parser.addoption("--dump-seed", type=int, metavar="SEED", help="run the endurance test as that seed had it")
 

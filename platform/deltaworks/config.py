@@ -44,7 +44,37 @@ class LocalLogConfig(_Model):
     """Where the log lives."""
 
 
-LogConfig = LocalLogConfig
+class KafkaLogConfig(_Model):
+    """A change log on Apache Kafka, for when one machine is not enough. Needs `pip install deltaworks[kafka]`."""
+
+    kind: Literal["kafka"]
+    """Where the log lives."""
+    brokers: Annotated[str, Field(min_length=1)]
+    """`host:port`, several separated by commas; the first that answers tells of the others."""
+    topics: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,150}$")] | None = None
+    """What the topics' names begin with; `deltaworks.<source>` when left out."""
+    partitions: Annotated[int, Field(ge=1, le=1_000)] = 6
+    """Partitions of the changes, chosen by a hash of table and key; fixed once the topic is made."""
+    replication_factor: Annotated[int, Field(ge=1, le=9)] = 3
+    """Copies of every record, for topics that the writer makes."""
+    max_record_bytes: Annotated[int, Field(ge=10_000, le=500_000_000)] = 1_000_000
+    """Where a record ends and the next begins; at most the brokers' `max.message.bytes`, less a little."""
+    retention_hours: Annotated[float, Field(gt=0)] | None = None
+    """How long records are kept, for topics that the writer makes; for ever when left out."""
+    debezium: Literal["all"] | tuple[str, ...] = ()
+    """Tables (`schema.table`) whose changes are also written as JSON in Debezium's envelope, each to the topic
+    `<topics>.<schema>.<table>`, for consumers that are not ours; `all` for every table."""
+    compression: Literal["none", "lz4", "zstd", "snappy", "gzip"] = "lz4"
+    """How records are compressed on the way and on the brokers' disks."""
+    patience_s: Annotated[float, Field(ge=1, le=800)] = 60.0
+    """How long one append waits for brokers before it says that they are away; it is then tried again."""
+    allow_weak_topics: bool = False
+    """Take topics that can lose what they acknowledged: a broker for development. Said aloud at every start."""
+    client: Mapping[str, Any] = Field(default_factory=dict, repr=False)
+    """Settings of librdkafka for every client, such as `security.protocol` and `sasl.password`."""
+
+
+LogConfig = Annotated[LocalLogConfig | KafkaLogConfig, Field(discriminator="kind")]
 
 
 class PostgresConfig(_Model):
@@ -219,7 +249,7 @@ class Config(_Model):
             raise ConfigError(f"{fault} {name!r} in deltaworks.yaml; known: {', '.join(of_kind) or 'none'}")
         return found
 
-    def log_settings(self, name: str) -> LogConfig:
+    def log_settings(self, name: str) -> LocalLogConfig | KafkaLogConfig:
         """How the log of a source, or of an app that writes to the lake, is kept; an app's is always local."""
         return self.sources[name].log if name in self.sources else LocalLogConfig()
 

@@ -1,5 +1,6 @@
 """The contract of `log/change_log.py`, on every implementation."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from servers.kafka import KafkaCluster
 
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log.change_log import (
@@ -20,6 +22,7 @@ from deltaworks.log.change_log import (
     LogReader,
     LogWriter,
 )
+from deltaworks.log.kafka.place import KafkaLog
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.memory import MemoryLog
 from deltaworks.position import START, Lsn
@@ -34,8 +37,16 @@ class Implementation:
     open_reader: Callable[[], LogReader]
 
 
-@pytest.fixture(params=["memory", "local", "local in small segments"])
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(params=["memory", "local", "local in small segments", pytest.param("kafka", marks=pytest.mark.server)])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Implementation:
+    if request.param == "kafka":
+        broker: KafkaCluster = request.getfixturevalue("small_kafka")
+        settings = broker.log_settings(max_record_bytes=10_000, partitions=3)
+        kafka = KafkaLog(f"contract{next(_numbers)}", tmp_path / "log", settings)
+        return Implementation(kafka.writer, kafka.reader)
     if request.param == "memory":
         memory = MemoryLog()
         return Implementation(memory.writer, memory.reader)

@@ -43,6 +43,7 @@ def test_every_configuration_in_the_manual_loads(tmp_path: Path) -> None:
                 "LEGACY_PASSWORD": "p",
                 "SEARCH_PASSWORD": "p",
                 "CACHE_PASSWORD": "p",
+                "KAFKA_PASSWORD": "p",
                 "PARTNER_SECRET": "a key of the partner",
             },
         )

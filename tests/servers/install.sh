@@ -42,8 +42,9 @@ bring() {
     -Dartifact="$group:$artifact:$version:$type" -DoutputDirectory="$folder" -Dmdep.useBaseVersion=true
 }
 bring org.opensearch.distribution.integ-test-zip opensearch 2.19.1 zip
-if [ ! -e "$folder/kafka-4.1.1" ]; then
+if [ ! -e "$folder/kafka-4.1.1/kafka-tools-4.1.1.jar" ]; then
   mvn -q -B -f "$(dirname "$0")/kafka.pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
     -DoutputDirectory="$folder/kafka-4.1.1.part"
+  rm -rf "$folder/kafka-4.1.1"
   mv "$folder/kafka-4.1.1.part" "$folder/kafka-4.1.1"
 fi

@@ -267,6 +267,14 @@ def change_hashes(batch: ChangeBatch) -> Words:
     return hashes
 
 
+def key_hashes(batch: ChangeBatch) -> Words:
+    """A hash of every change's key after the change; 0 for a table without a key. Stored, so it never changes."""
+    hashes = np.zeros(batch.rows.num_rows, np.uint64)
+    for name in batch.schema.key:
+        hashes = _fold(hashes, _key_digests(batch.rows, name))
+    return hashes
+
+
 def _windows(batch: ChangeBatch, hashes: Words) -> Iterable[tuple[WindowKey, Window]]:
     table = str(batch.schema.name)
     minutes = batch.rows.column("_committed_at").view(pa.int64()).to_numpy() // _MINUTE_US

@@ -24,6 +24,10 @@ class LogFullError(RetryableError):
     """The disk took no more; the log stands at the last whole group and the source waits."""
 
 
+class LogAwayError(RetryableError):
+    """The servers that keep the log do not answer, or too few of them; the log stands and the source waits."""
+
+
 class LogFailedError(TerminalError):
     """The disk refused a sync: what was written may be gone, so this writer must not go on."""
 
@@ -172,6 +176,7 @@ class LogWriter(Protocol):
             BrokenChainError: `group.previous_position` is not where the log ends.
             BrokenProofError: the group's changes are not as many as its proof says; nothing was written.
             LogFullError: no space; the same call may work later.
+            LogAwayError: the servers that keep the log are away; the same call may work later.
             LogFailedError: the sync failed; this writer is dead.
             FencedError: a newer writer took over.
         """

@@ -14,7 +14,6 @@ Local means local: `flock`, `fdatasync` and the page cache must be those of one 
 """
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import PublishedEnd, read_end, write_end
 from deltaworks.log.header import check_follows, end_after, next_header
 from deltaworks.log.local_reader import LocalLogReader
+from deltaworks.log.lock import LOCK_FILE, take_lock
 from deltaworks.log.segment import (
     MAGIC,
     BadFrameError,
@@ -62,7 +62,6 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Where a segment ends: small enough to find the end of by its headers in about 0.1 s."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-LOCK_FILE = "lock"
 
 logger = structlog.get_logger(__name__)
 
@@ -101,7 +100,7 @@ class LocalLogWriter:
             LogFormatError: the files are foreign or of a newer version.
         """
         _create_folder(folder)
-        lock = _take_lock(folder)
+        lock = take_lock(folder)
         segment: _Segment | None = None
         try:
             published = _published_before(folder)
@@ -349,21 +348,6 @@ def _create_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         _sync_folder(path.parent)
-
-
-def _take_lock(folder: Path) -> int:
-    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
-        os.close(lock)
-        raise FencedError(
-            f"cannot write the log {str(folder)!r}: process {holder} holds it; stop that process or wait for it"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def _create_end_file(folder: Path, *, epoch: int, count: int) -> int:

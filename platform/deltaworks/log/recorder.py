@@ -29,7 +29,7 @@ from deltaworks.capture.schema_change import SchemaChange
 from deltaworks.capture.source import ChangeStream, Slice, SlotInvalidatedError, Source, StreamFormatError
 from deltaworks.change import READ
 from deltaworks.errors import RetryableError
-from deltaworks.log.change_log import Group, LogEnd, LogFullError, LogReader, LogWriter
+from deltaworks.log.change_log import Group, LogAwayError, LogEnd, LogFullError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import Dumping, OnProgress
 from deltaworks.log.sweep import Sweep
@@ -339,14 +339,18 @@ class _Run:
             try:
                 self._writer.append(group)
                 return
-            except LogFullError as error:
-                logger.error("the change log is full; the source waits", source=self._source.name, error=str(error))
+            except (LogFullError, LogAwayError) as error:
+                logger.error(
+                    "the change log takes no more; the source waits", source=self._source.name, error=str(error)
+                )
                 if self._stop is None and time.monotonic() - began_at > FULL_LOG_PATIENCE_S:
                     raise
                 # The old position again: it says that we live, so the server keeps the connection.
                 stream.confirm(group.previous_position)
             if self._pause(pause_s):
-                raise LogFullError(f"cannot append to the log of {self._source.name!r} before the stop: it is full")
+                raise LogFullError(
+                    f"cannot append to the log of {self._source.name!r} before the stop: it takes no more"
+                )
             pause_s = min(pause_s * 2, LAST_RETRY_S)
 
     def _pause(self, seconds: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltaworks.config import Config
+from deltaworks.config import Config, KafkaLogConfig
 from deltaworks.log.change_log import LogReader, LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
@@ -62,8 +62,15 @@ class LocalLog:
         return holder_of(self.folder / LOCK_FILE)
 
 
+def _kafka(name: str, folder: Path, settings: KafkaLogConfig) -> LogPlace:
+    from deltaworks.log.kafka.place import KafkaLog  # noqa: PLC0415  # an optional library
+
+    return KafkaLog(name, folder, settings)
+
+
 _KINDS: Mapping[str, Callable[[str, Path, Any], LogPlace]] = {  # Any: the model of that kind's settings
     "local": LocalLog,
+    "kafka": _kafka,
 }
 
 

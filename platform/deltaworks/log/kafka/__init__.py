@@ -1,0 +1,1 @@
+"""The change log on Apache Kafka; `place.KafkaLog` is what the registry knows of it."""

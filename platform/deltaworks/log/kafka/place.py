@@ -1,0 +1,44 @@
+"""A source's log on Kafka: its topics, and the folder with the writer's lock on this machine.
+
+    <topics>.changes   the changes, partitioned by a hash of table and key        see `records`
+    <topics>.groups    one partition: a record for each group says where its parts lie
+
+A group is one Kafka transaction over both topics, and a run of partial groups is one, too: readers see
+committed records only, so a group is visible wholly or not at all, and what was not ended is aborted.
+"""
+
+from pathlib import Path
+
+from deltaworks.config import KafkaLogConfig
+from deltaworks.log.holder import holder_of
+from deltaworks.log.kafka.client import Client
+from deltaworks.log.kafka.reader import KafkaLogReader
+from deltaworks.log.kafka.writer import KafkaLogWriter
+from deltaworks.log.lock import LOCK_FILE, replace_lock
+
+
+class KafkaLog:
+    """See `registry.LogPlace`; the settings of `log: {kind: kafka}`."""
+
+    def __init__(self, name: str, folder: Path, settings: KafkaLogConfig) -> None:
+        self._client = Client(settings, topics=settings.topics or f"deltaworks.{name}")
+        self._folder = folder
+
+    def reader(self) -> KafkaLogReader:
+        """See `LogPlace`."""
+        return KafkaLogReader(self._client)
+
+    def writer(self) -> KafkaLogWriter:
+        """See `LogPlace`. A writer on another machine is not asked but fenced: the source's lease is what keeps two
+        from wanting it.
+        """
+        return KafkaLogWriter.open(self._client, self._folder)
+
+    def take_over(self) -> KafkaLogWriter:
+        """See `LogPlace`. The brokers fence the old writer's transactions."""
+        replace_lock(self._folder)
+        return self.writer()
+
+    def holder(self) -> int | None:
+        """See `LogPlace`."""
+        return holder_of(self._folder / LOCK_FILE)
