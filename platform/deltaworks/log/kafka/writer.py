@@ -199,26 +199,21 @@ class KafkaLogWriter:
             self._in_transaction = True
         # Whatever happens from here on, only the brokers know what became of it.
         self._is_broken, self._doubt = True, header
-        try:
-            counts, pieces = self._send_changes(group, header, deadline)
-            faults.reach("log.before_commit")
-            sent = _Sent()
-            value = encode_group(header, pieces=pieces, counts=counts)
-            self._produce(sent, self._client.groups, value, partition=0, headers=record_headers(GROUP, self._log))
-            for topic, key, body in json_records:
-                self._produce(sent, topic, body, key=key)
-            self._flush(sent, deadline)
-            if not group.is_partial:
-                self._call(
-                    "commit a group", lambda: self._producer.commit_transaction(max(1.0, deadline - time.monotonic()))
-                )
-                self._in_transaction = False
-                # The brokers answer once they have decided to commit; their marks that say so come a little later.
-                self._reader.wait_committed(sent.offsets[0], deadline=deadline)
-                faults.reach("log.after_commit")
-        except OversizedRowError:
-            self._abort()
-            raise
+        counts, pieces = self._send_changes(group, header, deadline)
+        faults.reach("log.before_commit")
+        sent = _Sent()
+        value = encode_group(header, pieces=pieces, counts=counts)
+        self._produce(sent, self._client.groups, value, partition=0, headers=record_headers(GROUP, self._log))
+        for topic, key, body in json_records:
+            self._produce(sent, topic, body, key=key)
+        self._flush(sent, deadline)
+        if not group.is_partial:
+            left_s = max(1.0, deadline - time.monotonic())
+            self._call("commit a group", lambda: self._producer.commit_transaction(left_s))
+            self._in_transaction = False
+            # The brokers answer once they have decided to commit; their marks that say so come a little later.
+            self._reader.wait_committed(sent.offsets[0], deadline=deadline)
+            faults.reach("log.after_commit")
         self._is_broken, self._doubt = False, None
         self._counts, self._end = counts, end_after(header)
         if not group.is_partial:
