@@ -1,15 +1,14 @@
 """Changes taken away at random at each hop are found, named by key and repaired; nothing else raises an alarm."""
 
 import random
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from proof.shop import ROWS, bring_through, fill, of_group, without
 from servers.postgres import Database
 
 from deltaworks import operate
@@ -18,47 +17,11 @@ from deltaworks.change import ChangeBatch
 from deltaworks.config import Config
 from deltaworks.log.change_log import Group, StoredGroup
 from deltaworks.operate.incident import IncidentState
-from deltaworks.process.app import App, Source
 from deltaworks.process.entity import Entity
 from deltaworks.process.sink import Document
-from deltaworks.store.lake_table import LakeTable
-from deltaworks.store.search.spec import SearchIndex
 from deltaworks.testing.faults import lose_at
 
-ROWS = 50_000
 LOST = 5
-
-
-class Item(TypedDict):
-    id: int
-    title: str
-    kind: int
-
-
-class Part(TypedDict):
-    part_id: int
-
-
-class Shown(TypedDict):
-    id: int
-    title: str
-
-
-def an_app() -> App:
-    shop = Source("shop")
-    items = App("items", key="id", sources=[shop.table("item", schema=Item), shop.table("part", schema=Part)])
-
-    @items.filter
-    def is_wanted(item: Entity[Item]) -> bool:
-        return item.after["kind"] >= 3
-
-    @items.transform
-    def document(item: Entity[Item]) -> Shown:
-        return {"id": item.after["id"], "title": item.after["title"]}
-
-    items.sink(SearchIndex("items", text={"title": 1.0}))
-    items.sink(LakeTable("items", schema=Shown))
-    return items
 
 
 @pytest.fixture
@@ -66,50 +29,6 @@ def dice() -> random.Random:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - a failed run is repeated with it
     return random.Random(seed)
-
-
-@pytest.fixture
-def config(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    module = types.ModuleType("items_of_the_shop")
-    module.items = an_app()  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
-    database.execute(
-        "create table item (id int primary key, title text not null, kind int not null)",
-        "create table part (part_id int primary key, id int not null)",
-    )
-    return Config.model_validate(
-        {
-            "home": tmp_path / "home",
-            "sources": {"shop": {"kind": "postgres", "dsn": database.dsn, "tables": ["item", "part"]}},
-            "apps": {"items": {"module": "items_of_the_shop:items", "source": "shop"}},
-        }
-    )
-
-
-def fill(database: Database, rows: int = ROWS) -> None:
-    """Three in ten are filtered out."""
-    database.execute(f"insert into item select i, 'item ' || i, i % 10 from generate_series(1, {rows}) i")
-
-
-def bring_through(config: Config) -> None:
-    operate.capture(config, "shop")
-    operate.process(config, "items")
-    operate.load(config, "shop")
-    operate.load(config, "items")
-
-
-def without(batches: Sequence[ChangeBatch], keys: set[int], gone: list[int]) -> tuple[ChangeBatch, ...]:
-    """The batches without the changes of these keys, each lost once."""
-    kept = []
-    for batch in batches:
-        ids = batch.rows.column("id").to_pylist() if "id" in batch.schema.key else []
-        here = {key for key in ids if key in keys and key not in gone}
-        gone += here
-        places = [place for place, key in enumerate(ids) if key not in here]
-        left = ChangeBatch(batch.schema, batch.rows.take(pa.array(places, pa.int64()))) if here else batch
-        if len(left):
-            kept.append(left)
-    return tuple(kept)
 
 
 def forged(group: Group, keys: set[int], gone: list[int]) -> Group:
@@ -124,10 +43,6 @@ def forged(group: Group, keys: set[int], gone: list[int]) -> Group:
         if key in found
     }
     return replace(group, batches=batches, proof=replace(group.proof, windows=type(group.proof.windows)(windows)))
-
-
-def of_group(group: StoredGroup, keys: set[int], gone: list[int]) -> StoredGroup:
-    return StoredGroup(group.header, without(group.batches, keys, gone))
 
 
 Seam = tuple[str, str, Callable[[Any, set[int], list[int]], Any]]

@@ -1,0 +1,79 @@
+"""`deltaworks audit`: what it prints, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from proof.shop import bring_through, fill, of_group
+from servers.postgres import Database
+from typer.testing import CliRunner, Result
+
+from deltaworks import operate
+from deltaworks.cli import app as command_line
+from deltaworks.config import Config
+from deltaworks.testing.faults import lose_at
+
+
+def audit(path: Path, *options: str) -> Result:
+    return CliRunner().invoke(command_line, ["audit", "shop", *options, "--config", str(path)])
+
+
+def lose_item_five(config: Config, database: Database) -> None:
+    """Capture and process ten items; the load of them does not get item 5."""
+    operate.capture(config, "shop")
+    fill(database, 10)
+    operate.capture(config, "shop")
+    operate.process(config, "items")
+    gone: list[int] = []
+    with lose_at("load.read", lambda groups: [of_group(group, {5}, gone) for group in groups]):
+        operate.load(config, "shop")
+    operate.load(config, "items")
+    assert gone == [5]
+
+
+def test_a_source_that_lost_nothing_is_balanced_and_ends_with_0(
+    config_file: Path, config: Config, database: Database
+) -> None:
+    fill(database, 10)
+    bring_through(config)
+
+    done = audit(config_file)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "in = out"
+    assert audit(config_file, "--incidents").output == ""
+    sheet = json.loads(audit(config_file, "--json").output)
+    assert sheet["is_balanced"]
+    assert [hop["hop"] for hop in sheet["hops"]] == ["log", "lake", "app items", "log items", "lake items"]
+    assert all(hop["in"] == hop["out"] for hop in sheet["hops"])
+    assert [sink["missing"] for sink in sheet["sinks"]] == [0, 0]
+
+
+def test_a_loss_ends_with_1_until_it_is_repaired(config_file: Path, config: Config, database: Database) -> None:
+    lose_item_five(config, database)
+
+    done = audit(config_file)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "in ≠ out"
+    told = audit(config_file, "--json")
+    assert told.exit_code == 1
+    (summary,) = json.loads(told.output)["open_incidents"]
+    assert "lake, 1 changes of public.item, 1 keys: open" in summary
+    # What is told of a loss has no keys; the incident's file has them.
+    assert "item 5" not in done.output
+
+    repaired = audit(config_file, "--repair")
+    assert repaired.exit_code == 1
+    assert repaired.output.splitlines()[-1] == summary.replace(": open", ": repaired")
+    bring_through(config)
+    assert audit(config_file).exit_code == 0
+    listed = audit(config_file, "--incidents")
+    assert listed.exit_code == 0
+    assert listed.output.splitlines() == [summary.replace(": open", ": repaired")]
+
+
+@pytest.mark.parametrize("option", ["--json", "--incidents"])
+def test_an_unknown_source_is_named_with_those_that_are_known(config_file: Path, option: str) -> None:
+    done = CliRunner().invoke(command_line, ["audit", "shoe", option, "--config", str(config_file)])
+    assert done.exit_code == 1
+    assert "no source 'shoe'" in str(done.exception)
+    assert "shop" in str(done.exception)
