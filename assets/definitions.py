@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets import names
+from assets.audited import loss_check, repair_job
 from assets.captured import captured_tables, gap_check, source_tables
 from assets.checks import expectation_checks, source_checks
 from assets.dead import dead_letters
@@ -19,6 +20,7 @@ from resources import environment
 from resources.dbt import dbt
 from resources.deltaworks_config import DeltaworksConfig
 from resources.object_store import ObjectStore
+from sensors.changes_lost import changes_lost_sensor
 from sensors.log_ahead import log_ahead_sensor
 from sensors.source_changed import source_changed_sensor
 
@@ -29,12 +31,25 @@ def build(config_path: Path) -> dg.Definitions:
     sources = config.sources.items()
     enriched = [enriched_tables(app, config) for app in config.apps]
     modeled = modeled_tables(config)
+    loss_checks = {source: loss_check(source, settings) for source, settings in sources}
+    repairs = {source: repair_job(source) for source in loss_checks}
+    audits = {
+        source: dg.define_asset_job(
+            f"audit_{source}",
+            selection=dg.AssetSelection.checks(check),
+            executor_def=dg.in_process_executor,
+            description=f"Compares every hop of `{source}` with the one before, from where the last audit ended.",
+        )
+        for source, check in loss_checks.items()
+    }
     loads = {
         source: dg.define_asset_job(
             f"load_{source}",
+            # A load does not wait for an audit, which has a sensor of its own.
             selection=dg.AssetSelection.assets(
                 *(names.captured(source, table.short) for table in settings.table_names)
-            ).downstream(),
+            ).downstream()
+            - dg.AssetSelection.checks(loss_checks[source]),
             # One process for the whole load: one per step would import Dagster, dbt and the expectations anew.
             executor_def=dg.in_process_executor,
             description=f"Everything from the changes of `{source}` to the release, in one run.",
@@ -55,14 +70,16 @@ def build(config_path: Path) -> dg.Definitions:
         ],
         asset_checks=[
             *(readiness_check(source, settings) for source, settings in sources),
+            *loss_checks.values(),
             *(gap_check(source, settings) for source, settings in sources),
             *source_checks(config),
             *expectation_checks(config),
         ],
-        jobs=list(loads.values()),
+        jobs=[*loads.values(), *audits.values(), *repairs.values()],
         sensors=[
             *(log_ahead_sensor(source, job=load) for source, load in loads.items()),
             *(source_changed_sensor(source) for source in loads),
+            *(changes_lost_sensor(source, audit_job=audits[source], repair_job=repairs[source]) for source in loads),
         ],
         resources={
             "deltaworks": DeltaworksConfig(path=str(config_path)),

@@ -25,13 +25,14 @@ checks costs many seconds of processor time, so it takes what has come together;
 RETRY_AFTER_S = 60.0
 """A load that failed is asked for again after this time, or when there is more to load."""
 
-_UNFINISHED = [
+UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+"""A run that is on its way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ def _waiting(
 ) -> str | None:
     if not behind.is_behind:
         return f"the lake is at the end of the log of {source!r}: {behind.place}"
-    if context.instance.get_runs_count(dg.RunsFilter(job_name=f"load_{source}", statuses=_UNFINISHED)):
+    if context.instance.get_runs_count(dg.RunsFilter(job_name=f"load_{source}", statuses=UNFINISHED)):
         return f"a load of {source!r} is running; it takes what there is when it starts"
 
     def is_quiet() -> bool:

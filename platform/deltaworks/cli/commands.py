@@ -276,6 +276,7 @@ def audit(
     is_listing: Annotated[
         bool, typer.Option("--incidents", help="List what was found so far instead of looking.")
     ] = False,
+    is_since_last: Annotated[bool, typer.Option("--new", help="Look only at what came since the last audit.")] = False,
     minutes: Annotated[int, typer.Option("--minutes", min=1, help="How many of the newest minutes to show.")] = 15,
     config: ConfigFile = DEFAULT_CONFIG,
 ) -> None:
@@ -288,7 +289,7 @@ def audit(
         for incident in operate.incidents(settings, source):
             out.print(incident.summary, markup=False, highlight=False, soft_wrap=True)
         return
-    found = operate.audit(settings, source)
+    found = operate.audit(settings, source, is_since_last=is_since_last)
     if is_json:
         out.print_json(data=found.to_json())
     else:

@@ -79,19 +79,23 @@ class HopAudit:
 
 
 def audit_log(
-    reader: LogReader, *, hop: str, after: int = -1, known: Mapping[int, WindowSet] | None = None
+    reader: LogReader,
+    *,
+    hop: str,
+    after: int = -1,
+    chain: Chain | None = NO_TRANSACTION,
+    known: Mapping[int, WindowSet] | None = None,
 ) -> HopAudit:
     """Compare every group after `after` with what the reader of the source saw; reads the changes.
 
-    `known` has the windows that earlier audits found missing, by the sequence before the group.
+    `chain` is that of group `after`; where it is `None`, not known, the first group's is taken as it is. `known` has
+    the windows that earlier audits found missing, by the sequence before the group.
 
     Raises:
         CorruptLogError: a group cannot be read at all.
         OffsetRetiredError: groups after `after` are no longer kept.
     """
     handed, arrived, unproven, losses, up_to = WindowSet(), WindowSet(), 0, [], after
-    # The chain before the first group is not known where it does not begin the log.
-    chain = NO_TRANSACTION if after < 0 else None
     for group in reader.read(after_sequence=after):
         up_to, proof = group.header.sequence, group.header.proof
         stored = WindowSet.of(group.batches)
@@ -113,15 +117,17 @@ def audit_hop(
     spans: Sequence[Taken],
     *,
     hop: str,
+    after: int = -1,
     tables: Collection[str] | None = None,
     known: Mapping[int, WindowSet] | None = None,
 ) -> HopAudit:
     """Compare what a hop took with the log: headers first, and the changes of those spans that differ.
 
-    `tables` are those that the hop reads, all of them where left out. `known` has the windows that earlier audits
+    `after` is the group up to which the hop was compared before, so that `spans` go on there. `tables` are those that
+    the hop reads, all of them where left out. `known` has the windows that earlier audits
     found missing, by the sequence that the span is after.
     """
-    headers = _headers(reader, after=min((span.after for span in spans), default=-1))
+    headers = _headers(reader, after=min((span.after for span in spans), default=after))
     first = headers[0].sequence if headers else 0
     kept = [span for span in spans if span.after >= first - 1 and span.up_to < first + len(headers)]
     told, losses, unproven = known or {}, [], 0
@@ -142,7 +148,7 @@ def audit_hop(
                 )
             handed = stored.windows
         handed_all, arrived = handed_all.merge(handed), arrived.merge(span.windows)
-    reached = kept[-1].up_to if kept else -1
+    reached = kept[-1].up_to if kept else after
     waiting = [header.proof.windows for header in headers if header.proof is not None and header.sequence > reached]
     return HopAudit(
         hop=hop,

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         reprocess,
         retry,
     )
-    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair
+    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair, unaudited
     from deltaworks.operate.dead import (
         DeadSummary,
         NoDeadLetterError,
@@ -151,6 +151,7 @@ __all__ = [
     "retry",
     "status",
     "tables_read_by",
+    "unaudited",
     "verify",
     "verify_log",
     "want",
@@ -167,7 +168,7 @@ _LATE = {
         "resume",
         "tables_read_by",
     ),
-    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair"),
+    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair", "unaudited"),
     "lake": (
         "LakeMovedError",
         "Loaded",

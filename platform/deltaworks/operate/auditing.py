@@ -5,7 +5,7 @@ reader ─► log ─► lake              sum up windows, compare, name keys by
                           └─► log of the app ─► lake
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,19 @@ from deltaworks.config import Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.audit import HopAudit, Loss, audit_hop, audit_log
 from deltaworks.log.audit import key_text as text_of
+from deltaworks.log.change_log import LogReader
 from deltaworks.log.registry import open_reader as open_log
+from deltaworks.log.taken import Taken
+from deltaworks.operate.audit_mark import (
+    NOTHING_AUDITED,
+    AuditMark,
+    HopMark,
+    chain_at,
+    fresh_spans,
+    log_mark,
+    log_start,
+    span_mark,
+)
 from deltaworks.operate.dump import dump
 from deltaworks.operate.incident import Incident, Incidents, IncidentState
 from deltaworks.operate.lake import open_lake_if_there, verify
@@ -68,6 +80,21 @@ class Audit:
         """Whether nothing is lost that is not repaired."""
         return not self.open
 
+    @property
+    def summary(self) -> str:
+        """One line for people; no keys."""
+        if self.is_balanced:
+            return f"{self.source}: nothing is lost up to {self.position}"
+        return f"{self.source}: " + "; ".join(incident.summary for incident in self.open)
+
+    def blamed_on(self, table: str, *, captured: Collection[str]) -> Sequence[Incident]:
+        """The open incidents of a captured table; one that names none of those that are `captured` is of all."""
+        return [
+            incident
+            for incident in self.open
+            if table in incident.loss.tables or not set(incident.loss.tables).intersection(captured)
+        ]
+
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
         """The sheet as JSON values; no keys."""
         return {
@@ -113,51 +140,97 @@ class Audit:
         }
 
 
-def audit(config: Config, source: str) -> Audit:
+def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
     """Compare every hop of a source and of its apps with the one before; what is lost becomes an incident.
 
-    Reads the whole log; nothing is written but incidents. Services may go on meanwhile.
+    Reads the whole log, or with `is_since_last` what neither log nor hops had at the last audit: on an idle source
+    that is next to nothing, and a sink that was sent nothing since is not read. Nothing is written but incidents and
+    how far this went. Services may go on meanwhile.
 
     Raises:
         CorruptLogError: a group of a log cannot be read at all.
     """
     incidents = Incidents.of(config, source)
-    known = incidents.known()
+    mark = AuditMark.read(config, source) if is_since_last else AuditMark()
     reader = open_log(config, source)
+    end = reader.end()
     apps = {name: load_app(config, name) for name, app in config.apps.items() if app.source == source}
-    hops = [audit_log(reader, hop="log", known=known.get("log"))]
+    look = _Look(mark=mark, known=incidents.known())
+    look.at_log(reader, hop="log")
     entities: dict[str, Sequence[Stood]] = {}
     with open_lake_if_there(config) as lake:
         if lake is not None:
-            hops.append(audit_hop(reader, loaded_spans(lake, source), hop="lake", known=known.get("lake")))
+            look.at_hop(reader, loaded_spans(lake, source), hop="lake")
         for name, app in apps.items():
-            hop = f"app {name}"
             tables = {str(table.name) for table in app.tables}
             with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
-                hops.append(audit_hop(reader, ledger.spans(), hop=hop, tables=tables, known=known.get(hop)))
+                look.at_hop(reader, ledger.spans(), hop=f"app {name}", tables=tables)
                 entities[name] = ledger.stood()
             own = open_log(config, name)
             if own.end().sequence >= 0:
-                hop = f"log {name}"
-                hops.append(audit_log(own, hop=hop, known=known.get(hop)))
-                hop = f"lake {name}"
+                look.at_log(own, hop=f"log {name}")
                 if lake is not None:
-                    hops.append(audit_hop(own, loaded_spans(lake, name), hop=hop, known=known.get(hop)))
-    sinks = [_audit_sink(config, name, app, spec) for name, app in apps.items() for spec in app.sinks]
-    losses = [loss for hop_audit in hops for loss in hop_audit.losses]
+                    look.at_hop(own, loaded_spans(lake, name), hop=f"lake {name}")
+    sinks = [look.at_sink(config, name, app, spec) for name, app in apps.items() for spec in app.sinks]
+    losses = [loss for hop_audit in look.hops for loss in hop_audit.losses]
     losses += [each.loss for each in sinks if each.loss is not None]
     found = incidents.add(losses)
     for incident in found:
         logger.error("changes are lost", source=source, hop=incident.loss.hop, incident=incident.id)
+    # Only now, because what is behind the mark is not looked at again: its losses have to be incidents.
+    AuditMark(offset=end.offset, hops=look.hop_marks, sinks=look.sink_marks).save(config, source)
     return Audit(
         source=source,
-        position=reader.end().position,
-        hops=hops,
+        position=end.position,
+        hops=look.hops,
         sinks=sinks,
         entities=entities,
         found=found,
         open=incidents.open(),
     )
+
+
+def unaudited(config: Config, source: str) -> int:
+    """Changes of a source's log that no audit has seen yet; a log that began anew counts whole."""
+    mark, end = AuditMark.read(config, source), open_log(config, source).end()
+    return end.offset - mark.offset if end.offset >= mark.offset else end.offset
+
+
+@dataclass(slots=True, kw_only=True)
+class _Look:
+    """One audit on its way through the hops: from where each was audited, and how far each is now."""
+
+    mark: AuditMark
+    known: Mapping[str, Mapping[int, WindowSet]]
+    hops: list[HopAudit] = field(default_factory=list)
+    hop_marks: dict[str, HopMark] = field(default_factory=dict)
+    sink_marks: dict[str, str] = field(default_factory=dict)
+
+    def at_log(self, reader: LogReader, *, hop: str) -> None:
+        after = log_start(reader, self.mark.hops.get(hop, NOTHING_AUDITED))
+        chain = chain_at(reader, after)
+        found = audit_log(reader, hop=hop, after=after, chain=chain, known=self.known.get(hop))
+        self.hops.append(found)
+        self.hop_marks[hop] = log_mark(reader, found.up_to)
+
+    def at_hop(
+        self, reader: LogReader, spans: Sequence[Taken], *, hop: str, tables: Collection[str] | None = None
+    ) -> None:
+        fresh = fresh_spans(spans, self.mark.hops.get(hop, NOTHING_AUDITED))
+        done = len(spans) - len(fresh)
+        after = spans[done - 1].up_to if done else -1
+        self.hops.append(audit_hop(reader, fresh, hop=hop, after=after, tables=tables, known=self.known.get(hop)))
+        # The newest span may still grow.
+        self.hop_marks[hop] = span_mark(spans[:-1])
+
+    def at_sink(self, config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudit:
+        sink = f"{name}/{type(spec).__name__} {spec.name}"
+        with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
+            left = ledger.left()
+        self.sink_marks[sink] = left.digest
+        if self.mark.sinks.get(sink) == left.digest and _is_comparable(spec):
+            return SinkAudit(app=name, sink=spec.name, documents=left.documents)
+        return _audit_sink(config, name, app, spec)
 
 
 def incidents(config: Config, source: str) -> Sequence[Incident]:
@@ -223,7 +296,7 @@ def _of_entities(config: Config, name: str, loss: Loss) -> dict[str, tuple[TextK
 
 
 def _audit_sink(config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudit:
-    if not spec.capabilities.can_read_back or spec.capabilities.may_forget or spec.capabilities.is_event:
+    if not _is_comparable(spec):
         return SinkAudit(app=name, sink=spec.name, is_readable=False)
     file = config.app_folder(name) / STATE_FILE
     # The ledger first: what leaves meanwhile is newer in the sink, which is no fault.
@@ -240,6 +313,11 @@ def _audit_sink(config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudi
         keys = {str(app.entity.name): tuple((text_of(each.key),) for each in suspects.values())}
         loss = Loss(hop=f"sink {name}/{spec.name}", after=-1, up_to=-1, missing=windows, keys=keys, is_whole=True)
     return SinkAudit(app=name, sink=spec.name, documents=len(left), loss=loss)
+
+
+def _is_comparable(spec: SinkSpec) -> bool:
+    able = spec.capabilities
+    return able.can_read_back and not able.may_forget and not able.is_event
 
 
 def _left(file: Path) -> dict[str, LeftDocument]:

@@ -129,6 +129,14 @@ class Stood:
         return self.clean + self.waiting + self.held + self.dead
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """How many keys have left, and a text that differs when something left since."""
+
+    documents: int = 0
+    digest: str = ""
+
+
 class LedgerReader:
     """Reads an app's ledger beside its runner, each call as of its own moment. A context manager.
 
@@ -177,6 +185,16 @@ class LedgerReader:
                     committed_at=committed_at,
                     sinks=None if sinks is None else frozenset(filter(None, sinks.split(","))),
                 )
+
+    def left(self) -> Left:
+        """What left, summed up: it differs whenever a newer document of a key left, or one of another key."""
+        if "left_document" not in self._tables:
+            return Left()
+        ((count, *rest),) = self._rows(
+            "select count(*), max(position), total(position % 1000003), total(ordinal % 1000003), "
+            "total(length(sinks)), count(sinks) from left_document"
+        )
+        return Left(documents=count, digest=",".join(map(str, (count, *rest))))
 
     def stood(self) -> list[Stood]:
         """The entities by the minute of their newest change."""
