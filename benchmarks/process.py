@@ -40,6 +40,7 @@ from deltaworks.log.local import LocalLogWriter
 from deltaworks.position import Lsn
 from deltaworks.process.app import App, Source
 from deltaworks.process.columns import DocumentBatch
+from deltaworks.process.connections import http_client
 from deltaworks.process.entity import Entity
 from deltaworks.process.runner import Runner
 from deltaworks.process.sink import Capabilities, Document
@@ -132,8 +133,7 @@ def enrich_app() -> App:
 
     @films.client
     async def names(settings: Mapping[str, Any]) -> AsyncIterator[httpx.AsyncClient]:
-        limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
-        async with httpx.AsyncClient(base_url=settings["url"], limits=limits) as client:
+        async with http_client(settings["url"], max_connections=256) as client:
             yield client
 
     @films.enrich(into="name", key=lambda film: film.key, batch=100, concurrency=256)

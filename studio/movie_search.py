@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import httpx
 
 from deltaworks.process.app import App, Backoff, Breaker, Source, Ttl
+from deltaworks.process.connections import http_client
 from deltaworks.process.entity import Entity
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search import Display, Fact, SearchIndex
@@ -137,7 +138,7 @@ movies = App(
 @movies.client
 async def talent(settings: Mapping[str, Any]) -> AsyncIterator[httpx.AsyncClient]:
     """The Talent Service."""
-    async with httpx.AsyncClient(base_url=settings["talent_url"]) as client:
+    async with http_client(settings["talent_url"]) as client:
         yield client
 
 
