@@ -31,7 +31,7 @@ for readers of the log, and stores, apps and proofs pass them over. One outside 
 settled its chunk, so "the largest identity wins" is true of reads and changes alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -115,3 +115,25 @@ class ChangeBatch:
         first, end = commits.searchsorted([after, up_to], side="right")
         if end > first:
             yield ChangeBatch(self.schema, self.rows.slice(first, end - first))
+
+
+def together(batches: Iterable[ChangeBatch]) -> list[ChangeBatch]:
+    """The same changes in fewer batches: one for each run of a table's batches of one schema.
+
+    The changes of a table stay in their order; those of different tables do not keep theirs between them.
+    """
+    runs: dict[TableName, list[list[ChangeBatch]]] = {}
+    for batch in batches:
+        of_table = runs.setdefault(batch.schema.name, [])
+        # The Arrow schema has the metadata too, so what is of one schema here is so in every respect.
+        if of_table and of_table[-1][0].rows.schema.equals(batch.rows.schema, check_metadata=True):
+            of_table[-1].append(batch)
+        else:
+            of_table.append([batch])
+    return [_joined(run) for of_table in runs.values() for run in of_table]
+
+
+def _joined(run: Sequence[ChangeBatch]) -> ChangeBatch:
+    if len(run) == 1:
+        return run[0]
+    return ChangeBatch(run[0].schema, pa.concat_batches([batch.rows for batch in run]))

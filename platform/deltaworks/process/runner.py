@@ -33,7 +33,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import structlog
 
 from deltaworks import faults
-from deltaworks.change import ChangeBatch
+from deltaworks.change import ChangeBatch, together
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
@@ -441,13 +441,14 @@ class Runner:
             sequence=last.sequence, offset=last.next_offset, position=last.position, reached=self._reached
         )
         change_count = last.next_offset - groups[0].header.offset
-        has_rows = any(self._tables_of(batch) for group in groups for batch in group.batches)
+        # Live groups have a row or two for each table; what a batch costs is paid once for all of them.
+        read = (batch for group in groups for batch in group.batches if self._tables_of(batch))
+        batches = together(read)
         # A checkpoint without rows may be lost: the same groups would come to nothing again.
-        with self._state.folding() if has_rows else self._state.settling():
-            for group in groups:
-                for batch in group.batches:
-                    for table in self._tables_of(batch):
-                        self._fold_batch(folds.setdefault(table, Fold()), table, batch)
+        with self._state.folding() if batches else self._state.settling():
+            for batch in batches:
+                for table in self._tables_of(batch):
+                    self._fold_batch(folds.setdefault(table, Fold()), table, batch)
             touched = Fold()
             for table, fold in folds.items():
                 if table in self._app.lookups:
@@ -457,8 +458,7 @@ class Runner:
                 for key, at in found.items():
                     touched.touch(key, at)
             self._state.mark(touched.touched)
-            read = (batch for group in groups for batch in group.batches if self._tables_of(batch))
-            self._state.ledger.take(read, after=self._checkpoint.sequence, up_to=last.sequence)
+            self._state.ledger.take(batches, after=self._checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(checkpoint)
             faults.reach("process.before_fold_commit")
         faults.reach("process.after_fold")
