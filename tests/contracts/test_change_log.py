@@ -112,6 +112,7 @@ def test_a_log_that_does_not_exist_yet_is_empty(reader: LogReader) -> None:
     assert reader.end() == EMPTY_END
     assert list(reader.read(after_sequence=-1)) == []
     assert list(reader.headers_backwards()) == []
+    assert reader.oldest() is None
     assert not reader.wait(after_sequence=-1, timeout_s=0.02)
 
 
@@ -199,6 +200,9 @@ def test_a_read_ends_where_the_log_ended_when_it_was_asked_for(writer: LogWriter
 def test_headers_come_backwards(writer: LogWriter, reader: LogReader) -> None:
     append_run(writer, 25)
     assert [header.sequence for header in reader.headers_backwards()] == list(range(24, -1, -1))
+    oldest = reader.oldest()
+    assert oldest is not None
+    assert oldest.sequence == 0
 
 
 def test_a_group_that_does_not_follow_is_refused_and_nothing_is_written(writer: LogWriter, reader: LogReader) -> None:

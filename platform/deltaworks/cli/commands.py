@@ -28,6 +28,7 @@ from deltaworks.cli.console import (
     stop_on_signal,
 )
 from deltaworks.cli.dead import dead
+from deltaworks.cli.log import log, print_verification
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
@@ -47,6 +48,7 @@ WATCH_EVERY_S = 2.0
 
 
 app.add_typer(apps)
+app.add_typer(log)
 
 
 def main() -> None:
@@ -253,7 +255,7 @@ def verify(
     from deltaworks import operate
 
     if is_log:
-        _verify_log(load_config(config), source)
+        print_verification(load_config(config), source)
         return
     verification = operate.verify(load_config(config), source)
     table = Table("table", "source rows", "lake rows", "differing", title=f"{source} at {verification.position}")
@@ -346,21 +348,6 @@ def _print_dumps(dumps: Sequence["DumpStatus"]) -> None:
             lines += [dump.outcome.error] if dump.outcome.error else []
         table.add_row(dump.id, f"{dump.asked_at:%F %T}", dump.state, "\n".join(lines))
     out.print(table)
-
-
-def _verify_log(config: Config, log: str) -> None:
-    from deltaworks import operate
-
-    with Bars() as bars:
-        report = operate.verify_log(config, log, on_progress=bars)
-    for fault in report.faults:
-        out.print(f"• {fault}", markup=False, highlight=False, soft_wrap=True)
-    unproven = f", {report.unproven:,} of them without a proof" if report.unproven else ""
-    counts = f"{report.changes:,} changes, {report.transactions:,} transactions, {report.groups:,} groups"
-    out.print(f"{log}: {counts}{unproven}", highlight=False)
-    out.print("log = reader" if report.is_whole else "log ≠ reader", highlight=False)
-    if not report.is_whole:
-        raise typer.Exit(1)
 
 
 def _status_page(config: Config) -> Group:

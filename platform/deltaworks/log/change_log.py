@@ -136,11 +136,22 @@ EMPTY_END = LogEnd(sequence=-1, offset=0, position=START, epoch=0, progress={})
 """The end of a log that nothing was appended to. `LogEnd.sequence` is that of the last group."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogUsage:
+    """What a log takes of this machine's disk."""
+
+    segments: int
+    bytes: int
+
+
 class LogReader(Protocol):
     """Reads one source's log; any number may read while one writes, in any process."""
 
     def end(self) -> LogEnd:
         """The end as of now; `EMPTY_END` for a log that does not exist yet."""
+
+    def oldest(self) -> GroupHeader | None:
+        """The header of the oldest group that is kept; `None` where there is none."""
 
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """Groups with a larger sequence, in order, each whole, up to the end as of now.

@@ -7,7 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltaworks.log.change_log import EMPTY_END, CorruptLogError, GroupHeader, LogEnd, StoredGroup
+from deltaworks.log.change_log import (
+    EMPTY_END,
+    CorruptLogError,
+    GroupHeader,
+    LogEnd,
+    OffsetRetiredError,
+    StoredGroup,
+)
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import read_end
 from deltaworks.log.header import check_follows, check_not_ahead, end_after
@@ -43,6 +50,18 @@ class LocalLogReader:
             if published.count - 1 > self._end.sequence:
                 self._end = end_after(self._header(published.count - 1))
             return self._end
+
+    def oldest(self) -> GroupHeader | None:
+        """See `LogReader.oldest`."""
+        end = self.end().sequence
+        while (first := min(segments(self.folder), default=0)) <= end:
+            try:
+                with self._lock:
+                    return self._header(first)
+            except OffsetRetiredError:
+                # It was retired between the two looks; the one after it is the oldest now.
+                continue
+        return None
 
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """See `LogReader.read`; the end is that of this call, not of the first step."""

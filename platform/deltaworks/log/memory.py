@@ -121,6 +121,10 @@ class MemoryLogReader:
         """The end as of now."""
         return self._log._visible_end()
 
+    def oldest(self) -> GroupHeader | None:
+        """The header of the first group."""
+        return self._log._groups[0].header if self.end().sequence >= 0 else None
+
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """See `LogReader.read`."""
         end = self.end()

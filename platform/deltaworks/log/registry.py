@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deltaworks.config import Config, KafkaLogConfig
-from deltaworks.log.change_log import LogReader, LogWriter
+from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
+from deltaworks.log.segment_file import usage
 from deltaworks.log.takeover import take_over
 
 
@@ -34,6 +35,9 @@ class LogPlace(Protocol):
             FencedError: another process takes it over at this moment.
         """
 
+    def usage(self) -> LogUsage | None:
+        """What the log takes of this machine's disk; `None` where it is kept elsewhere."""
+
     def holder(self) -> int | None:
         """The process on this machine that holds the log to write, `None` when none does."""
 
@@ -56,6 +60,10 @@ class LocalLog:
         """See `LogPlace`."""
         take_over(self.folder)
         return self.writer()
+
+    def usage(self) -> LogUsage:
+        """See `LogPlace`."""
+        return usage(self.folder)
 
     def holder(self) -> int | None:
         """See `LogPlace`."""

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deltaworks.log.change_log import CorruptLogError, OffsetRetiredError
+from deltaworks.log.change_log import CorruptLogError, LogUsage, OffsetRetiredError
 from deltaworks.log.segment import BadFrameError, Frame, read_frame, segment_name, segments
 
 
@@ -39,6 +39,16 @@ def durable_frame(descriptor: int, start: int, *, path: Path, sequence: int) -> 
     if frame is None:
         raise corrupt(path, start, sequence, "the file ends there")
     return frame
+
+
+def usage(folder: Path) -> LogUsage:
+    """What the segments of a log take."""
+    sizes: list[int] = []
+    for first in segments(folder):
+        # One that is retired meanwhile takes nothing.
+        with suppress(FileNotFoundError):
+            sizes.append((folder / segment_name(first)).stat().st_size)
+    return LogUsage(segments=len(sizes), bytes=sum(sizes))
 
 
 def corrupt(path: Path, start: int, sequence: int, what: str) -> CorruptLogError:

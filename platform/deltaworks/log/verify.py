@@ -41,7 +41,7 @@ class LogFault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogVerification:
-    """A log that was read from its first group to `position`, its last one's.
+    """A log that was read from the oldest group that is kept to `position`, its last one's.
 
     `unproven` groups have no proof: they are from before there was one, or from a writer that reads no source.
     `transactions` and `changes` are those of the groups that have one; `windows` sums them up.
@@ -67,11 +67,14 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
     Raises:
         CorruptLogError: a group cannot be read at all, or does not follow the one before.
     """
-    end = reader.end()
+    oldest, end = reader.oldest(), reader.end()
+    first = oldest.sequence if oldest is not None else 0
     groups = unproven = changes = transactions = 0
-    windows, chain = WindowSet(), NO_TRANSACTION
+    windows = WindowSet()
+    # What the oldest group that is left has to follow was retired.
+    chain = NO_TRANSACTION if first == 0 else None
     faults: list[LogFault] = []
-    for group in reader.read(after_sequence=-1):
+    for group in reader.read(after_sequence=first - 1):
         groups += 1
         proof = group.header.proof
         if proof is None:
@@ -79,12 +82,12 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
         else:
             faults += check_group(group, proof, after=chain)
             changes += sum(proof.windows.counts.values())
-            transactions += proof.chain.count - chain.count
+            transactions += proof.chain.count - chain.count if chain is not None else group.header.transaction_count
             windows = windows.merge(proof.windows)
         # The stored chain, not the computed one: a fault is told once and not in every group behind it.
         chain = group.header.chain
         if on_group is not None:
-            on_group(groups, end.sequence + 1)
+            on_group(groups, end.sequence + 1 - first)
     return LogVerification(
         groups=groups,
         unproven=unproven,
@@ -96,13 +99,15 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
     )
 
 
-def check_group(group: StoredGroup, proof: Proof, *, after: Chain) -> Iterator[LogFault]:
-    """What in a group is not as its reader saw it; `after` is the chain of the group before."""
+def check_group(group: StoredGroup, proof: Proof, *, after: Chain | None) -> Iterator[LogFault]:
+    """What in a group is not as its reader saw it; `after` is the chain of the group before, `None` if not known."""
     sequence = group.header.sequence
     found = WindowSet.of(group.batches)
     for table, minute in sorted(found.subtract(proof.windows).windows):
         stands, seen = (windows.windows.get((table, minute), NO_CHANGES) for windows in (found, proof.windows))
         yield LogFault(sequence=sequence, table=table, minute=minute, what=_difference(stands, seen))
+    if after is None:
+        return
     try:
         chain = after.after(group.batches)
     except BrokenProofError as error:

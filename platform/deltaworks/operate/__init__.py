@@ -14,6 +14,7 @@
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
+| `list_logs`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
 | `history`  | schema changes and gaps of a source are read out of its log                |
 | `behind`   | it is known whether there is anything to load                              |
 
@@ -38,6 +39,7 @@ from deltaworks.operate.dump import (
     want,
 )
 from deltaworks.operate.history import History, history
+from deltaworks.operate.inspecting import find_group, group_rows, list_logs, newest_groups
 from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
 from deltaworks.operate.metrics import MetricsPortInUseError, app_metrics_server, metrics_server
@@ -129,15 +131,19 @@ __all__ = [
     "dump",
     "dumps",
     "expect",
+    "find_group",
     "follow_capture",
     "follow_process",
+    "group_rows",
     "history",
     "incidents",
     "is_released",
     "lake_tables_of",
     "least_role",
+    "list_logs",
     "load",
     "metrics_server",
+    "newest_groups",
     "open_lake",
     "parse_asked",
     "parse_keys",

@@ -39,6 +39,9 @@ class KafkaLog:
         replace_lock(self._folder)
         return self.writer()
 
+    def usage(self) -> None:
+        """See `LogPlace`. The brokers keep it."""
+
     def holder(self) -> int | None:
         """See `LogPlace`."""
         return holder_of(self._folder / LOCK_FILE)

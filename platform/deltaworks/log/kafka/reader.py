@@ -52,6 +52,19 @@ class KafkaLogReader:
         self._look()
         return self._end
 
+    def oldest(self) -> GroupHeader | None:
+        """See `LogReader.oldest`."""
+        self.end()
+        with self._session() as session:
+            bounds = session.bounds(self._client.groups, 0, must_exist=self._must_exist)
+            low, end = (0, 0) if bounds is None else (bounds[0], self._seen)
+            while low < end:
+                for record in session.group_records(low, min(low + BLOCK, end)):
+                    if record.header is not None:
+                        return record.header
+                low += BLOCK
+        return None
+
     def last(self) -> GroupRecord | None:
         """The last record of the topic of groups, of whichever kind; `None` of a log that was never opened."""
         self._look()

@@ -1,0 +1,162 @@
+"""`deltaworks log …`: look into change logs, and check them."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deltaworks.cli.console import (
+    DEFAULT_CONFIG,
+    Bars,
+    ConfigFile,
+    byte_text,
+    load_config,
+    out,
+    second_text,
+    stop_on_signal,
+)
+from deltaworks.config import Config
+from deltaworks.log.change_log import GroupHeader
+from deltaworks.position import Lsn
+
+log = typer.Typer(name="log", help="List, look into, follow and check change logs.", no_args_is_help=True)
+LogName = Annotated[str, typer.Argument(metavar="LOG", help="A source, or an app that writes to the lake.")]
+IsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@log.command(name="ls")
+def ls(*, is_json: IsJson = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """List the change logs: groups and offsets they keep, the position they have got to, what they take, their age."""
+    from deltaworks import operate
+
+    logs = operate.list_logs(load_config(config))
+    if is_json:
+        out.print_json(data=[each.to_json() for each in logs])
+        return
+    table = Table("log", "kind", "groups", "offsets", "position", "segments", "size", "oldest", "writer")
+    now = datetime.now(UTC)
+    for each in logs:
+        oldest, usage = each.oldest, each.usage
+        table.add_row(
+            each.name,
+            each.kind,
+            f"{oldest.sequence:,} – {each.end.sequence:,}" if oldest else each.away or "none yet",
+            f"{oldest.offset:,} – {each.end.offset:,}" if oldest else "",
+            str(each.end.position) if oldest else "",
+            f"{usage.segments:,}" if usage else "",
+            byte_text(usage.bytes) if usage else "",
+            f"{second_text((now - oldest.appended_at).total_seconds())} ago" if oldest else "",
+            f"process {each.writer}" if each.writer is not None else "",
+        )
+    out.print(table)
+
+
+@log.command()
+def inspect(
+    name: LogName,
+    *,
+    sequence: Annotated[int | None, typer.Option("--sequence", help="The group of this number.")] = None,
+    offset: Annotated[
+        int | None, typer.Option("--offset", help="The group that holds the change of this offset.")
+    ] = None,
+    position: Annotated[
+        str | None, typer.Option("--position", help="The first group that reached this position of the source.")
+    ] = None,
+    time: Annotated[
+        datetime | None,
+        typer.Option(
+            "--time", formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"], help="The first group with a commit since (UTC)."
+        ),
+    ] = None,
+    is_rows: Annotated[
+        bool, typer.Option("--rows", help="Print the changes with their rows too: this is row data.")
+    ] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Show one group of LOG as JSON, the last one when no place is given: its header and its tables, no row data."""
+    from deltaworks import operate
+
+    if sum(place is not None for place in (sequence, offset, position, time)) > 1:
+        raise typer.BadParameter("give one place", param_hint="--sequence, --offset, --position, --time")
+    settings = load_config(config)
+    header = operate.find_group(
+        settings,
+        name,
+        sequence=sequence,
+        offset=offset,
+        position=Lsn.parse(position) if position is not None else None,
+        moment=time.replace(tzinfo=UTC) if time is not None else None,
+    )
+    shown = header_json(header)
+    if is_rows:
+        shown["rows"] = {each.table: each.rows for each in operate.group_rows(settings, name, header.sequence)}
+    out.print_json(json.dumps(shown, default=str))
+
+
+@log.command()
+def tail(
+    name: LogName,
+    *,
+    count: Annotated[int, typer.Option("-n", "--groups", min=0, help="How many of the newest groups to show.")] = 10,
+    is_following: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new groups until Ctrl-C.")] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each group.")] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Print the newest groups of LOG, one line each: no row data."""
+    from deltaworks import operate
+
+    stop = stop_on_signal() if is_following else None
+    for header in operate.newest_groups(load_config(config), name, count=count, follow=stop):
+        line = json.dumps(header_json(header), default=str) if is_json else _line(header)
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@log.command()
+def verify(name: LogName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Read all of LOG: checksums, the chain of groups, and what its reader saw; exit code 1 where one is broken."""
+    print_verification(load_config(config), name)
+
+
+def print_verification(config: Config, name: str) -> None:
+    """Check a log and say how it is."""
+    from deltaworks import operate
+
+    with Bars() as bars:
+        report = operate.verify_log(config, name, on_progress=bars)
+    for fault in report.faults:
+        out.print(f"• {fault}", markup=False, highlight=False, soft_wrap=True)
+    unproven = f", {report.unproven:,} of them without a proof" if report.unproven else ""
+    counts = f"{report.changes:,} changes, {report.transactions:,} transactions, {report.groups:,} groups"
+    out.print(f"{name}: {counts}{unproven}", highlight=False)
+    out.print("log = reader" if report.is_whole else "log ≠ reader", highlight=False)
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
+def header_json(header: GroupHeader) -> dict[str, Any]:  # Any: JSON values
+    """What is shown of a group; capture's progress is left out: it is long, and has keys of rows in it."""
+    return {
+        "sequence": header.sequence,
+        "offset": header.offset,
+        "next_offset": header.next_offset,
+        "position": str(header.position),
+        "previous_position": str(header.previous_position),
+        "epoch": header.epoch,
+        "transactions": header.transaction_count,
+        "tables": dict(header.tables),
+        "min_txid": header.min_txid,
+        "max_txid": header.max_txid,
+        "max_committed_at": header.max_committed_at and header.max_committed_at.isoformat(),
+        "appended_at": header.appended_at.isoformat(),
+        "is_partial": header.is_partial,
+        "is_proven": header.proof is not None,
+    }
+
+
+def _line(header: GroupHeader) -> str:
+    tables = ", ".join(f"{table} {count:,}" for table, count in header.tables.items()) or "no changes"
+    part = ", goes on in the next group" if header.is_partial else ""
+    place = f"group {header.sequence} offset {header.offset} at {header.position}"
+    return f"{header.appended_at:%F %T} {place}: {tables}{part}"
