@@ -3,7 +3,7 @@
 import itertools
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaworks.change import ChangeBatch, change_schema, together
@@ -21,6 +21,7 @@ def batch(schema: TableSchema, ids: list[int]) -> ChangeBatch:
     return ChangeBatch(schema, pa.RecordBatch.from_pylist(rows, schema=change_schema(schema)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["film", "person"]), st.booleans(), st.integers(1, 3)), max_size=30))
 def test_a_tables_changes_stay_in_order_and_of_their_schema(kinds: list[tuple[str, bool, int]]) -> None:
     given_, count = [], 0
