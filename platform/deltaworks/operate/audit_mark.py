@@ -61,21 +61,23 @@ class AuditMark:
         draft.replace(path)
 
 
-def log_start(reader: LogReader, mark: HopMark) -> int:
-    """The group of a log after which an audit goes on: that of the mark, or else the one before the oldest kept."""
-    if mark.up_to >= 0 and mark == log_mark(reader, mark.up_to):
-        return mark.up_to
+def log_start(reader: LogReader, mark: HopMark) -> tuple[int, Chain | None]:
+    """The group of a log after which an audit goes on, and the chain there where it is known.
+
+    That of the mark, where it is the same log, or else the one before the oldest that is kept.
+    """
+    if mark.up_to >= 0 and mark == log_mark(mark.up_to, chain := chain_at(reader, mark.up_to)):
+        return mark.up_to, chain
     try:
         next(iter(reader.read(after_sequence=-1, max_changes=1)), None)
     except OffsetRetiredError:
         *_, oldest = reader.headers_backwards()
-        return oldest.sequence - 1
-    return -1
+        return oldest.sequence - 1, None
+    return -1, NO_TRANSACTION
 
 
-def log_mark(reader: LogReader, up_to: int) -> HopMark:
-    """The mark of a log that was compared up to a group; one that says nothing where the log does not have it."""
-    chain = chain_at(reader, up_to)
+def log_mark(up_to: int, chain: Chain | None) -> HopMark:
+    """The mark of a log that was compared up to a group, by the chain there; one that says nothing without it."""
     return NOTHING_AUDITED if chain is None else HopMark(up_to=up_to, digest=_digest(chain.to_json()))
 
 

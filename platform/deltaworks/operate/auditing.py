@@ -207,11 +207,11 @@ class _Look:
     sink_marks: dict[str, str] = field(default_factory=dict)
 
     def at_log(self, reader: LogReader, *, hop: str) -> None:
-        after = log_start(reader, self.mark.hops.get(hop, NOTHING_AUDITED))
-        chain = chain_at(reader, after)
+        after, chain = log_start(reader, self.mark.hops.get(hop, NOTHING_AUDITED))
         found = audit_log(reader, hop=hop, after=after, chain=chain, known=self.known.get(hop))
         self.hops.append(found)
-        self.hop_marks[hop] = log_mark(reader, found.up_to)
+        chain = chain if found.up_to == after else chain_at(reader, found.up_to)
+        self.hop_marks[hop] = log_mark(found.up_to, chain)
 
     def at_hop(
         self, reader: LogReader, spans: Sequence[Taken], *, hop: str, tables: Collection[str] | None = None
