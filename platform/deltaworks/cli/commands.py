@@ -29,6 +29,7 @@ from deltaworks.cli.console import (
 )
 from deltaworks.cli.dead import dead
 from deltaworks.cli.log import log, print_verification
+from deltaworks.cli.replay import replay
 from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
@@ -304,6 +305,9 @@ def audit(
             out.print(ended.summary, markup=False, highlight=False, soft_wrap=True)
     if not found.is_balanced:
         raise typer.Exit(1)
+
+
+app.command()(replay)
 
 
 @app.command()

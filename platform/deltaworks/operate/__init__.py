@@ -11,6 +11,7 @@
 | `verify_log` | the log was checked against what its reader saw                          |
 | `audit`    | every hop was compared with the one before; what is lost is an incident     |
 | `repair`   | the keys of every open incident were dumped again                          |
+| `replay`   | an app was run over the log again, and compared with what its sinks hold      |
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     )
     from deltaworks.operate.models import Model, describe_models
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
+    from deltaworks.operate.replaying import Replayed, ReplayError, parse_start, replay
 
 __all__ = [
     "Answered",
@@ -110,6 +112,8 @@ __all__ = [
     "OnDumpProgress",
     "Processed",
     "RepairError",
+    "ReplayError",
+    "Replayed",
     "RequestRefusedError",
     "ServiceSlowError",
     "StatusRow",
@@ -147,11 +151,13 @@ __all__ = [
     "open_lake",
     "parse_asked",
     "parse_keys",
+    "parse_start",
     "pause",
     "process",
     "release",
     "released",
     "repair",
+    "replay",
     "reprocess",
     "resume",
     "retry",
@@ -187,6 +193,7 @@ _LATE = {
         "released",
         "verify",
     ),
+    "replaying": ("ReplayError", "Replayed", "parse_start", "replay"),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
     "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),

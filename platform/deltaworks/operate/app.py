@@ -53,7 +53,7 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
         wait_until(lambda: read_reached(state) >= target.position, what=f"the process service of {app!r}")
         return Processed(app=app, processed_by="the process service", position=read_reached(state))
     with runner:
-        report = runner.drain(on_progress=_work_progress(app, on_progress))
+        report = runner.drain(on_progress=work_progress(app, on_progress))
     return Processed(
         app=app,
         processed_by="this run",
@@ -108,7 +108,8 @@ def document_lineage(config: Config, app: str) -> Mapping[str, Columns]:
     return read_lineage(config.app_folder(app) / LINEAGE_FILE)
 
 
-def _work_progress(app: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
+def work_progress(app: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
+    """What a run tells of its work, under the app's name."""
     if on_progress is None:
         return None
     return lambda done, total: on_progress(f"{app}: changes and documents", done, total)

@@ -68,12 +68,8 @@ def log_start(reader: LogReader, mark: HopMark) -> tuple[int, Chain | None]:
     """
     if mark.up_to >= 0 and mark == log_mark(mark.up_to, chain := chain_at(reader, mark.up_to)):
         return mark.up_to, chain
-    try:
-        next(iter(reader.read(after_sequence=-1, max_changes=1)), None)
-    except OffsetRetiredError:
-        *_, oldest = reader.headers_backwards()
-        return oldest.sequence - 1, None
-    return -1, NO_TRANSACTION
+    oldest = reader.oldest()
+    return (-1, NO_TRANSACTION) if oldest is None or oldest.sequence == 0 else (oldest.sequence - 1, None)
 
 
 def log_mark(up_to: int, chain: Chain | None) -> HopMark:

@@ -508,6 +508,12 @@ class App:
         other._steps = replace(self._steps, sinks=list(sinks))
         return other
 
+    def replayed(self, sinks: Sequence[SinkSpec]) -> "App":
+        """The same app writing to these sinks, without its `on_change`: those transitions were told when they came."""
+        other = copy.copy(self)
+        other._steps = replace(self._steps, sinks=list(sinks), on_change=[])
+        return other
+
     # Checking
 
     def check(self, table_schemas: Iterable[TableSchema], *, is_complete: bool = True) -> None:

@@ -319,6 +319,22 @@ class Runner:
             position=self._reached,
         )
 
+    def skip(self, sequence: int) -> None:
+        """Take what the log has up to this group as known: rows are folded, but only what later groups touch leaves.
+
+        For a new state. An app that keeps no rows begins to read there.
+        """
+        if self._ranges is not None:
+            header = next(header for header in self._log.headers_backwards() if header.sequence == sequence)
+            self._checkpoint = Checkpoint(sequence=sequence, offset=header.next_offset, position=header.position)
+            with self._state.folding():
+                self._state.save_checkpoint(self._checkpoint)
+            return
+        while self._checkpoint.sequence < sequence:
+            self._fold(sequence)
+        with self._state.folding():
+            self._state.settle_all()
+
     # Entities that wait
 
     def held(self, *, limit: int = 100) -> list[Letter]:

@@ -51,6 +51,8 @@ class Capabilities:
     """Each document that was sent counts; none replaces an earlier one."""
     may_forget: bool = False
     """Entries end by themselves or with the server, so a missing one is no fault."""
+    is_in_home: bool = False
+    """What it keeps is below `home` and in the lake alone, so with another home and lake it is another sink."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -15,7 +16,8 @@ from deltaworks.process.runner import STATE_FILE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standings:
-    """An app's state at one moment. `offset` counts the changes that are folded, `reached` is where the sinks are.
+    """An app's state at one moment. `offset` counts the changes that are folded, group `sequence` is the last of
+    them, `reached` is where the sinks are.
 
     `to_do` entities are due, `held` ones wait for another try, `dead` ones failed for good; `dead_turns` are changes
     that a step under `on_change` failed to take.
@@ -25,6 +27,7 @@ class Standings:
     held: int = 0
     dead: int = 0
     dead_turns: int = 0
+    sequence: int = -1
     offset: int = 0
     reached: Lsn = START
 
@@ -40,19 +43,29 @@ def read_standings(app_folder: Path) -> Standings:
                 connection.execute("select standing, count(*) from entity where standing <> 0 group by standing")
             )
             (dead_turns,) = connection.execute("select count(*) from turn where is_dead").fetchone()
-            row = connection.execute("select offset, reached from checkpoint").fetchone()
+            row = connection.execute("select sequence, offset, reached from checkpoint").fetchone()
         except sqlite3.OperationalError:
             # The runner is creating the file at this moment.
             return Standings()
-    offset, reached = row or (0, 0)
+    sequence, offset, reached = row or (-1, 0, 0)
     return Standings(
         to_do=counts.get(1, 0),
         held=counts.get(2, 0),
         dead=counts.get(3, 0),
         dead_turns=dead_turns,
+        sequence=sequence,
         offset=offset,
         reached=Lsn(reached),
     )
+
+
+def waiting_keys(app_folder: Path) -> list[Any]:  # Any: a key is what the app's key column holds
+    """The keys that wait for another try, or failed for good."""
+    file = app_folder / STATE_FILE
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        return [key for (key,) in connection.execute("select _key from entity where standing in (2, 3)")]
 
 
 class StandingCollector(Collector):

@@ -352,6 +352,10 @@ class State:
             self.save_checkpoint(Checkpoint(reached=reached))
             self.plan.keep_rows(fold_to=fold_to)
 
+    def settle_all(self) -> None:
+        """Take every entity that is due as done, without a document; inside `folding`."""
+        self._connection.execute("update entity set standing = 0 where standing = 1")
+
     def waiting_keys(self) -> set[Key]:
         """Entities whose changes only wait: the held, and the dead that hold their key."""
         rows = self._connection.execute("select _key from entity where standing = 2 or standing = 3 and holds")

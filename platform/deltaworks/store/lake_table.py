@@ -48,7 +48,9 @@ class LakeTable:
     @property
     def capabilities(self) -> Capabilities:
         """The loader keeps versions and brings a flush in with one commit."""
-        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True)
+        return Capabilities(
+            is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True, is_in_home=True
+        )
 
     def table_schema(self, key: str) -> TableSchema:
         """The table's columns, as the loader will create them.

@@ -85,7 +85,9 @@ class SearchIndex:
     @property
     def capabilities(self) -> Capabilities:
         """One commit for each flush, with the versions of deleted documents in it."""
-        return Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True)
+        return Capabilities(
+            is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True, is_in_home=True
+        )
 
     def open(self, *, app: str, key: str, config: Config) -> "SearchWriter":  # noqa: ARG002
         """Take the index in `config.index_folder(app)`, creating it when it is not there.
