@@ -45,11 +45,12 @@ def build(config_path: Path) -> dg.Definitions:
     loads = {
         source: dg.define_asset_job(
             f"load_{source}",
-            # A load does not wait for an audit, which has a sensor of its own.
+            # An audit has a sensor of its own, and what did not change is made anew only when a person asks.
             selection=dg.AssetSelection.assets(
                 *(names.captured(source, table.short) for table in settings.table_names)
             ).downstream()
-            - dg.AssetSelection.checks(loss_checks[source]),
+            - dg.AssetSelection.checks(loss_checks[source])
+            - dg.AssetSelection.assets(*(names.reprocessed(app) for app in config.apps)),
             # One process for the whole load: one per step would import Dagster, dbt and the expectations anew.
             executor_def=dg.in_process_executor,
             description=f"Everything from the changes of `{source}` to the release, in one run.",

@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.slow,
     # dagster-dbt itself still calls what Dagster has deprecated.
     pytest.mark.filterwarnings("ignore:AssetExecutionContext.op is deprecated:DeprecationWarning"),
+    # And hands an argument on that it calls beta, where a sensor has several jobs.
+    pytest.mark.filterwarnings("ignore:Parameter `owners` of initializer `SensorDefinition:dagster.BetaWarning"),
 ]
 
 

@@ -23,6 +23,10 @@ from resources.deltaworks_config import DeltaworksConfig
 PASSWORD = "hunter2s3cret"
 
 COMMANDS = {
+    "app": [["app", "check", "movie_search"], ["app", "explain", "movie_search"]],
+    "audit": [["audit", "studio"], ["audit", "studio", "--json"], ["audit", "studio", "--incidents"]],
+    "dead": [["dead", "ls", "movie_search"]],
+    "log": [["log", "ls"], ["log", "inspect", "studio"], ["log", "tail", "studio"], ["log", "verify", "studio"]],
     "check": [["check", "studio"], ["check", "studio", "--sql"]],
     "capture": [["capture", "studio", "--until-now"]],
     "dump": [["dump", "studio"], ["dump", "studio", "--status"]],

@@ -149,7 +149,7 @@ def test_dumps_from_a_standby_among_writers_end_with_the_table(
         assert chunks_in(log) > 5
         assert replay(log, "t") == table_of(database, "t")
         reads = Database(standby, "postgres").rows("select sum(idx_scan) from pg_stat_user_tables where relname = 't'")
-        assert reads[0][0] > 20, "the standby was read"
+        assert reads[0][0] > 5, "the standby was read"
 
 
 def test_standby_that_is_behind_makes_dumps_rest_and_changes_go_on(
