@@ -36,6 +36,8 @@ from deltaworks.config import (
 from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
+from deltaworks.operate.audit_metrics import audit_metrics
+from deltaworks.operate.freshness import age_metric
 from deltaworks.process.metrics import APP_METRICS
 from deltaworks.process.standing import StandingCollector
 
@@ -111,16 +113,18 @@ def metrics_page() -> str:
         "# Metrics\n\n`deltaworks capture SOURCE --metrics PORT` gives these on `http://127.0.0.1:PORT/metrics`. "
         "A metric without a known value, for example while the source does not answer, has no sample.\n"
     ]
-    for title, metrics in (("Labelled `source`", CAPTURE_METRICS), ("Labelled `source` and `table`", TABLE_METRICS)):
+    for title, metrics in (("Labelled `source` and `table`", TABLE_METRICS), ("Labelled `source`", CAPTURE_METRICS)):
         parts.append(f"\n## {title}\n\n| metric | kind | meaning |\n|---|---|---|\n")
         for metric in metrics:
             kind = "counter" if getattr(metric, "is_counter", False) else "gauge"
             parts.append(f"| `{metric.name}` | {kind} | {metric.help} |\n")
+    for family in audit_metrics():
+        parts.append(f"| `{family.name}` | gauge | {family.documentation} |\n")
     parts.append(
         "\n## Of apps\n\n`deltaworks process APP --metrics PORT` gives these.\n\n"
         "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
     )
-    for metric in (*APP_METRICS, *StandingCollector("app", Path("nowhere")).collect()):
+    for metric in (*APP_METRICS, *StandingCollector("app", Path("nowhere")).collect(), age_metric()):
         for family in metric.collect() if isinstance(metric, MetricWrapperBase) else [metric]:
             labels = metric._labelnames
             name = family.name + ("_total" if family.type == "counter" else "")

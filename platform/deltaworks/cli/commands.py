@@ -330,8 +330,10 @@ def status(
 
     settings = load_config(config)
     if is_json:
-        captured = {each.source: each.to_json() for each in operate.capture_statuses(settings)}
-        out.print_json(data={"sources": captured, "places": [asdict(row) for row in operate.status(settings)]})
+        captured = operate.capture_statuses(settings)
+        sources = {each.source: each.to_json() for each in captured}
+        places = [asdict(row) for row in operate.status(settings, captured=captured)]
+        out.print_json(data={"sources": sources, "places": places})
         return
     if not watch:
         out.print(_status_page(settings))
@@ -359,11 +361,13 @@ def _status_page(config: Config) -> Group:
     from deltaworks import operate
 
     parts: list[Table] = []
-    for captured in operate.capture_statuses(config):
+    statuses = operate.capture_statuses(config)
+    for captured in statuses:
         parts += [_capture_lines(captured), _capture_table(captured)]
-    places = Table("what", "position", "offset", "state")
-    for row in operate.status(config):
-        places.add_row(row.what, row.position, row.offset, row.state)
+    places = Table("what", "position", "offset", "nothing missing older than", "state")
+    for row in operate.status(config, captured=statuses):
+        age = "" if row.age_s is None else second_text(row.age_s)
+        places.add_row(row.what, row.position, row.offset, age, row.state)
     return Group(*parts, places)
 
 

@@ -66,7 +66,8 @@ if TYPE_CHECKING:
         reprocess,
         retry,
     )
-    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair, unaudited
+    from deltaworks.operate.audit_mark import unaudited
+    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair
     from deltaworks.operate.dead import (
         DeadSummary,
         NoDeadLetterError,
@@ -180,7 +181,8 @@ _LATE = {
         "resume",
         "tables_read_by",
     ),
-    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair", "unaudited"),
+    "audit_mark": ("unaudited",),
+    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair"),
     "lake": (
         "LakeMovedError",
         "Loaded",

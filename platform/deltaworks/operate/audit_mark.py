@@ -18,6 +18,7 @@ from typing import Self
 from deltaworks.capture.proof import NO_TRANSACTION, Chain
 from deltaworks.config import Config
 from deltaworks.log.change_log import LogReader, OffsetRetiredError
+from deltaworks.log.registry import open_reader
 from deltaworks.log.taken import Taken
 
 _FILE = "mark"
@@ -59,6 +60,12 @@ class AuditMark:
         draft = path.with_name(f"{_FILE}.{os.getpid()}")
         draft.write_text(json.dumps({"offset": self.offset, "hops": hops, "sinks": dict(self.sinks)}), encoding="utf-8")
         draft.replace(path)
+
+
+def unaudited(config: Config, source: str) -> int:
+    """Changes of a source's log that no audit has seen yet; a log that began anew counts whole."""
+    mark, end = AuditMark.read(config, source), open_reader(config, source).end()
+    return end.offset - mark.offset if end.offset >= mark.offset else end.offset
 
 
 def log_start(reader: LogReader, mark: HopMark) -> tuple[int, Chain | None]:

@@ -190,12 +190,6 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
     )
 
 
-def unaudited(config: Config, source: str) -> int:
-    """Changes of a source's log that no audit has seen yet; a log that began anew counts whole."""
-    mark, end = AuditMark.read(config, source), open_log(config, source).end()
-    return end.offset - mark.offset if end.offset >= mark.offset else end.offset
-
-
 @dataclass(slots=True, kw_only=True)
 class _Look:
     """One audit on its way through the hops: from where each was audited, and how far each is now."""

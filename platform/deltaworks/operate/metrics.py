@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from deltaworks.config import Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.metrics import CaptureCollector
+from deltaworks.operate.audit_metrics import AuditCollector
 from deltaworks.operate.sources import capture_status
 
 HOST = "127.0.0.1"
@@ -31,6 +32,7 @@ def metrics_server(config: Config, source: str, *, port: int | None = None) -> I
     port = port or config.source(source).metrics_port
     registry = CollectorRegistry()
     registry.register(CaptureCollector(lambda: [capture_status(config, source)]))
+    registry.register(AuditCollector(config, source))
     with _serving(port, registry, what=f"source {source!r}", setting=f"sources.{source}.metrics_port") as served:
         yield served
 
@@ -45,17 +47,18 @@ def app_metrics_server(config: Config, app: str, *, port: int | None = None) -> 
     Raises:
         MetricsPortInUseError: somebody else listens there.
     """
-    from deltaworks.process.standing import StandingCollector  # noqa: PLC0415 - capture has no use for it
+    from deltaworks.operate.freshness import AgeCollector  # noqa: PLC0415 - capture has no use for it
+    from deltaworks.process.standing import StandingCollector  # noqa: PLC0415
 
     port = port or config.app(app).metrics_port
-    collector = StandingCollector(app, config.app_folder(app))
-    if port is not None:
+    collectors = [StandingCollector(app, config.app_folder(app)), AgeCollector(config, app)]
+    for collector in collectors if port is not None else ():
         REGISTRY.register(collector)
     try:
         with _serving(port, REGISTRY, what=f"app {app!r}", setting=f"apps.{app}.metrics_port") as served:
             yield served
     finally:
-        if port is not None:
+        for collector in collectors if port is not None else ():
             REGISTRY.unregister(collector)
 
 

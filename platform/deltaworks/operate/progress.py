@@ -1,12 +1,15 @@
 """How far everything has got: what a load would bring, and one line for each log, app and lake."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from deltaworks.capture.continuity import Gap
 from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.registry import holder, log_of, open_reader
+from deltaworks.log.status import CaptureStatus
+from deltaworks.operate.freshness import app_age_s, lake_age_s
 from deltaworks.operate.lake import open_lake
 from deltaworks.operate.log import opened
 from deltaworks.process.runner import STATE_FILE
@@ -25,12 +28,13 @@ class Behind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusRow:
-    """One line of `deltaworks status`."""
+    """One line of `deltaworks status`. Nothing committed longer ago than `age_s` is missing; `None`: not known."""
 
     what: str
     position: str
     offset: str
     state: str
+    age_s: float | None = None
 
 
 def behind(config: Config, source: str) -> Behind:
@@ -55,20 +59,25 @@ def behind(config: Config, source: str) -> Behind:
     return Behind(is_behind=False, place=place)
 
 
-def status(config: Config) -> Sequence[StatusRow]:
-    """Every log, every app, and what is released."""
+def status(config: Config, *, captured: Sequence[CaptureStatus] = ()) -> Sequence[StatusRow]:
+    """Every log, every app, and what is released; how fresh they are by what the sources were `captured` to."""
+    lags = {each.source: each.lag_s for each in captured}
     with open_lake(config) as lake:
-        return [*_logs(config, lake), *_apps(config), _release(lake)]
+        return [*_logs(config, lake, lags), *_apps(config, lags), _release(lake)]
 
 
-def _logs(config: Config, lake: Lake) -> Iterator[StatusRow]:
+def _logs(config: Config, lake: Lake, lags: Mapping[str, float | None]) -> Iterator[StatusRow]:
+    now = datetime.now(UTC)
     for name in [*config.sources, *config.apps]:
         log = log_of(config, name)
         end, writer = log.reader().end(), log.holder()
         service = f"written by process {writer}" if writer is not None else "no writer"
         gaps = [Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())]
         state = "; ".join([service, *(f"GAP, the tables are dumped again: {gap}" for gap in gaps)])
-        yield StatusRow(what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=state)
+        age_s = lags.get(name) if name in config.sources else _app_age_s(config, name, lags, now=now)
+        yield StatusRow(
+            what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=state, age_s=age_s
+        )
         loaded = last_load(lake, name)
         missing = end.offset - loaded.next_offset
         yield StatusRow(
@@ -76,13 +85,20 @@ def _logs(config: Config, lake: Lake) -> Iterator[StatusRow]:
             position=str(loaded.position),
             offset=f"{loaded.next_offset:,}",
             state="at the end of its log" if not missing else f"{missing:,} changes behind its log",
+            age_s=lake_age_s(log.reader(), loaded, log_age_s=age_s, now=now),
         )
 
 
-def _apps(config: Config) -> Iterator[StatusRow]:
+def _apps(config: Config, lags: Mapping[str, float | None]) -> Iterator[StatusRow]:
+    now = datetime.now(UTC)
     for name in config.apps:
         reached = read_reached(config.app_folder(name) / STATE_FILE)
-        yield StatusRow(what=f"app {name}", position=str(reached), offset="", state="")
+        age_s = _app_age_s(config, name, lags, now=now)
+        yield StatusRow(what=f"app {name}", position=str(reached), offset="", state="", age_s=age_s)
+
+
+def _app_age_s(config: Config, app: str, lags: Mapping[str, float | None], *, now: datetime) -> float | None:
+    return app_age_s(config, app, log_age_s=lags.get(config.app(app).source), now=now)
 
 
 def _release(lake: Lake) -> StatusRow:

@@ -20,7 +20,8 @@ class Standings:
     them, `reached` is where the sinks are.
 
     `to_do` entities are due, `held` ones wait for another try, `dead` ones failed for good; `dead_turns` are changes
-    that a step under `on_change` failed to take.
+    that a step under `on_change` failed to take. `waiting_since` is when the oldest change of an entity that
+    is to do or held was committed, in seconds since 1970.
     """
 
     to_do: int = 0
@@ -30,6 +31,7 @@ class Standings:
     sequence: int = -1
     offset: int = 0
     reached: Lsn = START
+    waiting_since: float | None = None
 
 
 def read_standings(app_folder: Path) -> Standings:
@@ -43,6 +45,9 @@ def read_standings(app_folder: Path) -> Standings:
                 connection.execute("select standing, count(*) from entity where standing <> 0 group by standing")
             )
             (dead_turns,) = connection.execute("select count(*) from turn where is_dead").fetchone()
+            (waiting_since,) = connection.execute(
+                "select min(committed_at) / 1e6 from entity where standing in (1, 2)"
+            ).fetchone()
             row = connection.execute("select sequence, offset, reached from checkpoint").fetchone()
         except sqlite3.OperationalError:
             # The runner is creating the file at this moment.
@@ -56,6 +61,7 @@ def read_standings(app_folder: Path) -> Standings:
         sequence=sequence,
         offset=offset,
         reached=Lsn(reached),
+        waiting_since=waiting_since,
     )
 
 
