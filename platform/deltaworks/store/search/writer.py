@@ -186,17 +186,20 @@ class SearchWriter:
         if document.body is not None:
             entry.add_bytes("body", document_json(document.body))
             for number, path in enumerate(self._spec.text):
-                for value in values_at(document.body, path):
-                    words = _words(str(value))
-                    entry.add_text(f"text_{number}", " ".join(words))
-                    entry.add_text(f"whole_{number}", whole_of(words))
+                terms = [_terms(str(value)) for value in values_at(document.body, path)]
+                # Without positions and frequencies, the words of all values are as good as one text.
+                entry.add_text(f"text_{number}", " ".join(words for words, _ in terms))
+                for _, whole in terms:
+                    entry.add_text(f"whole_{number}", whole)
         return entry
 
 
-@lru_cache(maxsize=20_000)
-def _words(text: str) -> tuple[str, ...]:
+@lru_cache(maxsize=50_000)
+def _terms(text: str) -> tuple[str, str]:
+    """A text's words, and the text as the one term of a whole value."""
     # Names come again and again; reading one from here is ten times cheaper than analysing it.
-    return tuple(words_of(text))
+    words = words_of(text)
+    return " ".join(words), whole_of(words)
 
 
 def _is_stale(document: Document, stored: Version | None) -> bool:
