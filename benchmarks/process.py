@@ -6,10 +6,13 @@
 | tables | the same, vectorised: `arrow` and `sql` steps; bytewax over record batches              |
 | enrich | a name for each change from an HTTP service that takes 5 ms, 100 ids a call, 256 at once |
 
-Ours reads the durable log, keeps the newest change of each key, versions documents and saves its checkpoint. The peers
-read the same changes from an Arrow stream and do none of that. A rate is per second of one process that has one
-core to itself; quixstreams is its compiled dataframe without the broker that its engine needs. The added latency is
-from the append to the log until the sink is flushed, at half of the rate of rows.
+Ours reads the durable log with its checksums, keeps the newest change of each key, proves what it took (a hash of every
+change), versions documents and saves its checkpoint. bytewax reads the same changes from an Arrow stream, keeps the
+newest of each key in a batch and carries its version; it has no checksum, no proof and no checkpoint. quixstreams
+changes one row at a time. Ours calls the service over `http_client`, which ships with it; the peers over httpx's own
+pool. A rate is per second of one process that has one core to itself; quixstreams is its compiled dataframe without the
+broker that its engine needs. The added latency is from the append to the log until the sink is flushed, at half of the
+rate of rows.
 """
 
 import asyncio

@@ -29,6 +29,7 @@ from deltaworks.log.change_log import StoredGroup
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App
 from deltaworks.process.arrow import table_schema
+from deltaworks.process.ascending import ascending, places_of
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
@@ -237,6 +238,12 @@ def document_batch(rows: pa.Table, made: pa.Table) -> DocumentBatch:
     meta = rows.select([KEY, "_commit", "_ordinal", "_committed_at"])
     if made.num_rows == rows.num_rows and made.column(KEY).equals(rows.column(KEY)):
         return DocumentBatch(meta=meta, bodies=made.drop_columns([KEY]), gone=meta.slice(0, 0))
+    if (found := places_of(made.column(KEY), rows.column(KEY))) is not None:
+        is_gone = np.ones(rows.num_rows, dtype=bool)
+        is_gone[found] = False
+        return DocumentBatch(
+            meta=meta.take(pa.array(found)), bodies=made.drop_columns([KEY]), gone=meta.filter(pa.array(is_gone))
+        )
     keys = rows.column(KEY).combine_chunks()
     made_keys = made.column(KEY).combine_chunks()
     places = pc.index_in(made_keys, keys)
@@ -249,6 +256,8 @@ _NO_ROWS: dict[str, Sequence[Any]] = {}
 
 def _last_of_each(keys: pa.Array) -> "np.ndarray[Any, Any]":
     """The place of the last row of each key, in the order of the rows."""
+    if ascending(keys) is not None:
+        return np.arange(len(keys))
     encoded = keys.dictionary_encode()
     last = np.empty(len(encoded.dictionary), dtype=np.int64)
     # Of several values for one place, numpy keeps the last.

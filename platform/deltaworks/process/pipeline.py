@@ -256,11 +256,7 @@ class Pipeline:
             run.outcome.used.append((step.into, dict.fromkeys(left, none) | answer.used))
         run.outcome.enriched += answer.id_count
         found = reused | answer.values
-        done = [
-            replace(entity, enriched={**entity.enriched, step.into: found[entity.key]})
-            for entity in entities
-            if entity.key in found
-        ]
+        done = [_with_answer(entity, step.into, found[entity.key]) for entity in entities if entity.key in found]
         self._count(step, taken=len(entities), out=len(done), setbacks=run.outcome.setbacks[before:])
         return done
 
@@ -396,6 +392,18 @@ def _kept(step: EnrichStep, asked: Sequence[Entity[Any]], answer: Enriched) -> d
             text = f"returned what JSON cannot hold, so when=changed(…) cannot keep it ({step.place})"
             answer.faults[entity.key] = StepFault(step=step.name, error=text, may_pass=False)
     return kept
+
+
+def _with_answer(entity: Entity[Any], into: str, answer: Any) -> Entity[Any]:
+    # `replace` takes five times as long, for every entity.
+    return Entity(
+        key=entity.key,
+        after=entity.after,
+        version=entity.version,
+        committed_at=entity.committed_at,
+        related=entity.related,
+        enriched={**entity.enriched, into: answer},
+    )
 
 
 def _gone(item: Waiting | Entity[Any]) -> Document:

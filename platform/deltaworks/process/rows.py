@@ -28,6 +28,8 @@ class _Reader:
         )
 
     def read(self, values: Sequence[Any]) -> Any:
+        if not self.decoders:
+            return self.build(*values)
         row = list(values)
         for index, decode in self.decoders:
             if row[index] is not None:

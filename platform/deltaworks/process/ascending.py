@@ -1,0 +1,35 @@
+"""Keys that ascend, as those of a dump do: they are told apart and found again without a hash of each."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Integers: TypeAlias = npt.NDArray[Any]
+
+
+def ascending(keys: pa.Array | pa.ChunkedArray) -> Integers | None:
+    """The keys where each is an integer larger than the one before, so that none is there twice; else `None`.
+
+    >>> ascending(pa.array([1, 3, 7])), ascending(pa.array([1, 1])), ascending(pa.array(["a", "b"]))
+    (array([1, 3, 7]), None, None)
+    """
+    if not pa.types.is_integer(keys.type) or keys.null_count:
+        return None
+    values = keys.to_numpy()
+    return values if bool(np.all(values[1:] > values[:-1])) else None
+
+
+def places_of(some: pa.Array | pa.ChunkedArray, keys: pa.Array | pa.ChunkedArray) -> Integers | None:
+    """Where each of `some` is among `keys`; `None` where either does not ascend, or one of `some` is not there.
+
+    >>> places_of(pa.array([3, 7]), pa.array([1, 3, 5, 7])), places_of(pa.array([4]), pa.array([1, 3]))
+    (array([1, 3]), None)
+    """
+    wanted, known = ascending(some), ascending(keys)
+    if wanted is None or known is None or len(wanted) > len(known):
+        return None
+    places = np.searchsorted(known, wanted)
+    is_there = not len(places) or (places[-1] < len(known) and bool(np.all(known[places] == wanted)))
+    return places if is_there else None
