@@ -42,6 +42,28 @@ class LocalLogConfig(_Model):
 
     kind: Literal["local"] = "local"
     """Where the log lives."""
+    keep_hours: Annotated[float, Field(gt=0)] | None = None
+    """Segments older than this are removed once every app and the lake have read them; none for their age when left
+    out. Without any of these four settings the log keeps everything."""
+    keep_bytes: Annotated[int, Field(ge=0)] | None = None
+    """What the log keeps at least; older segments are removed once every app and the lake have read them."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Segments older than this are removed although an app or the lake has not read them: it is left behind."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """What the log keeps at most, by segments, read or not: who has not read them is left behind."""
+
+    @property
+    def is_kept_whole(self) -> bool:
+        """Whether nothing is ever removed."""
+        return (self.keep_hours, self.keep_bytes, self.max_hours, self.max_bytes) == (None,) * 4
+
+    @model_validator(mode="after")
+    def _maximum_is_not_less(self) -> "LocalLogConfig":
+        for unit in ("hours", "bytes"):
+            keep, most = getattr(self, f"keep_{unit}"), getattr(self, f"max_{unit}")
+            if keep is not None and most is not None and most < keep:
+                raise ValueError(f"max_{unit} is less than keep_{unit}")
+        return self
 
 
 class KafkaLogConfig(_Model):

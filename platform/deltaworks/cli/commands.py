@@ -115,7 +115,7 @@ def capture(
         return
     leave_pandas_out()
     stop = stop_on_signal()
-    with operate.metrics_server(settings, source, port=metrics):
+    with operate.metrics_server(settings, source, port=metrics), operate.retiring(settings, source):
         operate.follow_capture(settings, source, stop=stop)
 
 

@@ -11,6 +11,7 @@ from deltaworks.cli.console import (
     DEFAULT_CONFIG,
     Bars,
     ConfigFile,
+    SourceName,
     byte_text,
     load_config,
     out,
@@ -111,6 +112,33 @@ def tail(
     for header in operate.newest_groups(load_config(config), name, count=count, follow=stop):
         line = json.dumps(header_json(header), default=str) if is_json else _line(header)
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@log.command()
+def retire(
+    source: SourceName,
+    *,
+    is_listing: Annotated[
+        bool, typer.Option("--readers", help="Only show the group up to which each reader is done.")
+    ] = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Remove the oldest segments of SOURCE's log that its settings do not keep; a capture service does it itself."""
+    from deltaworks import operate
+
+    settings = load_config(config)
+    if is_listing:
+        for reader, sequence in sorted(operate.read_up_to(settings, source).items()):
+            out.print(f"{reader}: {f'group {sequence}' if sequence >= 0 else 'has not begun'}", highlight=False)
+        return
+    done = operate.retire_log(settings, source)
+    out.print(
+        f"{source}: {done.segments:,} segments, {byte_text(done.bytes)} removed; the log keeps groups from "
+        f"{done.oldest_sequence} on",
+        highlight=False,
+    )
+    if done.left_behind:
+        out.print(f"left behind: {', '.join(done.left_behind)}; run `deltaworks dump {source}`", highlight=False)
 
 
 @log.command()

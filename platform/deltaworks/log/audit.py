@@ -88,13 +88,17 @@ def audit_log(
 ) -> HopAudit:
     """Compare every group after `after` with what the reader of the source saw; reads the changes.
 
-    `chain` is that of group `after`; where it is `None`, not known, the first group's is taken as it is. `known` has
-    the windows that earlier audits found missing, by the sequence before the group.
+    An `after` of -1 stands for the oldest group that is kept. `chain` is that of group `after`; where it is `None`,
+    not known, the first group's is taken as it is. `known` has the windows that earlier audits found missing, by the
+    sequence before the group.
 
     Raises:
         CorruptLogError: a group cannot be read at all.
         OffsetRetiredError: groups after `after` are no longer kept.
     """
+    oldest = reader.oldest() if after < 0 else None
+    if oldest is not None and oldest.sequence > 0:
+        after, chain = oldest.sequence - 1, None
     handed, arrived, unproven, losses, up_to = WindowSet(), WindowSet(), 0, [], after
     for group in reader.read(after_sequence=after):
         up_to, proof = group.header.sequence, group.header.proof

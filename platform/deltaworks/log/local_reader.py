@@ -5,6 +5,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from deltaworks.log.change_log import (
@@ -56,12 +57,20 @@ class LocalLogReader:
         end = self.end().sequence
         while (first := min(segments(self.folder), default=0)) <= end:
             try:
-                with self._lock:
-                    return self._header(first)
+                return self.header(first)
             except OffsetRetiredError:
                 # It was retired between the two looks; the one after it is the oldest now.
                 continue
         return None
+
+    def header(self, sequence: int) -> GroupHeader:
+        """The header of one durable group.
+
+        Raises:
+            OffsetRetiredError: it is no longer kept.
+        """
+        with self._lock:
+            return self._header(sequence)
 
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """See `LogReader.read`; the end is that of this call, not of the first step."""
@@ -74,8 +83,11 @@ class LocalLogReader:
         last = self.end().sequence
         oldest = min(segments(self.folder), default=0)
         for sequence in range(last, oldest - 1, -1):
-            with self._lock:
-                header = self._header(sequence)
+            try:
+                header = self.header(sequence)
+            except OffsetRetiredError:
+                # It was retired since this began, and what is older with it.
+                return
             yield header
 
     def wait(self, *, after_sequence: int, timeout_s: float) -> bool:
@@ -91,8 +103,9 @@ class LocalLogReader:
     def _read(self, sequence: int, last: int, max_changes: int | None) -> Iterator[StoredGroup]:
         previous: GroupHeader | None = None
         if sequence > min(segments(self.folder), default=0):
-            with self._lock:
-                previous = self._header(sequence - 1)
+            # It may be retired at this moment; only the group that was asked for has to be there.
+            with suppress(OffsetRetiredError):
+                previous = self.header(sequence - 1)
         left = math.inf if max_changes is None else max(1, max_changes)
         while sequence <= last and left > 0:
             with self._lock:
@@ -119,7 +132,11 @@ class LocalLogReader:
     def _locate(self, sequence: int) -> tuple[int, int]:
         """The segment (by its first sequence) and the place in it of a durable group."""
         for first in self._segments_with(sequence):
-            bounds = self._scan(first, sequence)
+            try:
+                bounds = self._scan(first, sequence)
+            except OffsetRetiredError:
+                # The segment was the newest one that was known here; a fresh look finds what came after it.
+                continue
             if sequence - first < len(bounds) - 1:
                 return first, bounds[sequence - first]
         if self._firsts and sequence < self._firsts[0]:
@@ -134,6 +151,8 @@ class LocalLogReader:
         for fresh in (False, True):
             if fresh:
                 self._firsts = segments(self.folder)
+                for gone in self._bounds.keys() - set(self._firsts):
+                    del self._bounds[gone]
             if place := bisect_right(self._firsts, sequence):
                 yield self._firsts[place - 1]
 

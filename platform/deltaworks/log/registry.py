@@ -4,13 +4,15 @@ Nothing outside of this folder names a kind: it asks for the log of a source, or
 """
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from deltaworks.config import Config, KafkaLogConfig
+from deltaworks.config import Config, KafkaLogConfig, LocalLogConfig
 from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
+from deltaworks.log.retention import Retired, retire
 from deltaworks.log.segment_file import usage
 from deltaworks.log.takeover import take_over
 
@@ -38,6 +40,9 @@ class LogPlace(Protocol):
     def usage(self) -> LogUsage | None:
         """What the log takes of this machine's disk; `None` where it is kept elsewhere."""
 
+    def retire(self, *, read_up_to: dict[str, int]) -> Retired:
+        """Remove what the settings do not keep; see `retention.retire`. Nothing where others see to that."""
+
     def holder(self) -> int | None:
         """The process on this machine that holds the log to write, `None` when none does."""
 
@@ -45,8 +50,9 @@ class LogPlace(Protocol):
 class LocalLog:
     """A log in a folder; the settings of `log: {kind: local}`."""
 
-    def __init__(self, _: str, folder: Path, __: object) -> None:
+    def __init__(self, _: str, folder: Path, settings: LocalLogConfig) -> None:
         self.folder = folder
+        self.settings = settings
 
     def reader(self) -> LocalLogReader:
         """See `LogPlace`."""
@@ -64,6 +70,10 @@ class LocalLog:
     def usage(self) -> LogUsage:
         """See `LogPlace`."""
         return usage(self.folder)
+
+    def retire(self, *, read_up_to: dict[str, int]) -> Retired:
+        """See `LogPlace`."""
+        return retire(self.folder, self.settings, read_up_to=read_up_to, now=datetime.now(UTC))
 
     def holder(self) -> int | None:
         """See `LogPlace`."""

@@ -62,6 +62,6 @@ def corrupt(path: Path, start: int, sequence: int, what: str) -> CorruptLogError
 def retired(folder: Path, sequence: int, *, oldest: int) -> OffsetRetiredError:
     """The error for a group that is older than what the log keeps."""
     return OffsetRetiredError(
-        f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on; "
-        "remove what this reader feeds and dump the source again"
+        f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on, and what reads "
+        f"it was left behind; run `deltaworks dump {folder.name}`, empty what this reader feeds and begin after it"
     )

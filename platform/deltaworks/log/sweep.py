@@ -96,6 +96,8 @@ class Sweep:
 
     def step(self, *, up_to_sequence: int) -> bool:
         """Read a little of the log; `True` when everything up to that group was read."""
+        if self._read_up_to < 0:
+            self._begin_at_oldest()
         if self._read_up_to < up_to_sequence:
             for group in self.reader.read(after_sequence=self._read_up_to, max_changes=CHANGES_PER_STEP):
                 self._take(group)
@@ -126,6 +128,15 @@ class Sweep:
         self._owed.clear()
         self._forget()
         return tuple(batches)
+
+    def _begin_at_oldest(self) -> None:
+        oldest = self.reader.oldest()
+        if oldest is not None and oldest.sequence > 0:
+            logger.warning(
+                "gone rows are looked for in what the log keeps; `deltaworks verify` finds older ones",
+                oldest_group=oldest.sequence,
+            )
+            self._read_up_to = oldest.sequence - 1
 
     def _take(self, group: StoredGroup) -> None:
         for batch in group.batches:

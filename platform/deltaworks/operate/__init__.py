@@ -16,6 +16,7 @@
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
 | `list_logs`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
+| `retire_log` | the segments of a log that need not be kept are removed         |
 | `history`  | schema changes and gaps of a source are read out of its log                |
 | `behind`   | it is known whether there is anything to load                              |
 
@@ -45,6 +46,7 @@ from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
 from deltaworks.operate.metrics import MetricsPortInUseError, app_metrics_server, metrics_server
 from deltaworks.operate.proof import verify_log
+from deltaworks.operate.retiring import retiring
 from deltaworks.operate.sources import capture_status, capture_statuses
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from deltaworks.operate.models import Model, describe_models
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
     from deltaworks.operate.replaying import Replayed, ReplayError, parse_start, replay
+    from deltaworks.operate.retention import read_up_to, retire_log
 
 __all__ = [
     "Answered",
@@ -155,12 +158,15 @@ __all__ = [
     "parse_start",
     "pause",
     "process",
+    "read_up_to",
     "release",
     "released",
     "repair",
     "replay",
     "reprocess",
     "resume",
+    "retire_log",
+    "retiring",
     "retry",
     "status",
     "tables_read_by",
@@ -198,6 +204,7 @@ _LATE = {
     "replaying": ("ReplayError", "Replayed", "parse_start", "replay"),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
+    "retention": ("read_up_to", "retire_log"),
     "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),
     "asking": (
         "Answered",

@@ -471,17 +471,24 @@ _STATEMENTS = (
 )
 
 
-def read_reached(file: Path) -> Lsn:
-    """The position that the sinks of an app were told of, for another process than its runner's."""
+def read_checkpoint(file: Path) -> Checkpoint:
+    """The checkpoint of an app, for another process than its runner's; the first one where it has none yet."""
     if not file.exists():
-        return START
+        return Checkpoint()
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
         try:
-            row = connection.execute("select reached from checkpoint").fetchone()
+            row = connection.execute("select sequence, offset, position, reached from checkpoint").fetchone()
         except sqlite3.OperationalError:
             # The runner is creating the file at this moment.
-            return START
-    return START if row is None else Lsn(row[0])
+            return Checkpoint()
+    if row is None:
+        return Checkpoint()
+    return Checkpoint(sequence=row[0], offset=row[1], position=Lsn(row[2]), reached=Lsn(row[3]))
+
+
+def read_reached(file: Path) -> Lsn:
+    """The position that the sinks of an app were told of, for another process than its runner's."""
+    return read_checkpoint(file).reached
 
 
 def _fingerprint(app: App) -> str:

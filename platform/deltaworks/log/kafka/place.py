@@ -15,6 +15,7 @@ from deltaworks.log.kafka.client import Client
 from deltaworks.log.kafka.reader import KafkaLogReader
 from deltaworks.log.kafka.writer import KafkaLogWriter
 from deltaworks.log.lock import LOCK_FILE, replace_lock
+from deltaworks.log.retention import Retired
 
 
 class KafkaLog:
@@ -41,6 +42,10 @@ class KafkaLog:
 
     def usage(self) -> None:
         """See `LogPlace`. The brokers keep it."""
+
+    def retire(self, *, read_up_to: dict[str, int]) -> Retired:  # noqa: ARG002  # a part of the contract
+        """See `LogPlace`. The brokers do it, by the topics' `retention.ms`."""
+        return Retired()
 
     def holder(self) -> int | None:
         """See `LogPlace`."""
