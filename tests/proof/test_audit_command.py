@@ -1,16 +1,20 @@
 """`deltaworks audit`: what it prints, and its exit codes."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from proof.shop import bring_through, fill, of_group
+from rich.console import Console
 from servers.postgres import Database
 from typer.testing import CliRunner, Result
 
 from deltaworks import operate
 from deltaworks.cli import app as command_line
 from deltaworks.config import Config
+from deltaworks.operate.balance_sheet import balance_sheet
 from deltaworks.testing.faults import lose_at
 
 
@@ -48,6 +52,17 @@ def test_a_source_that_lost_nothing_is_balanced_and_ends_with_0(
     assert [sink["missing"] for sink in sheet["sinks"]] == [0, 0]
 
 
+def test_the_sheet_tells_the_filtered_from_the_gone(config: Config, database: Database) -> None:
+    fill(database, 10)
+    bring_through(config)
+    database.execute("delete from item where id = 9", "update item set kind = 0 where id = 8")
+    bring_through(config)
+    stood = operate.audit(config, "shop").entities["items"]
+    counts = [sum(getattr(each, name) for each in stood) for name in ("entities", "left", "filtered", "gone")]
+    # Kinds 0, 1 and 2 are filtered out: items 1, 2, 10, and 8 now.
+    assert counts == [10, 5, 4, 1]
+
+
 def test_a_loss_ends_with_1_until_it_is_repaired(config_file: Path, config: Config, database: Database) -> None:
     lose_item_five(config, database)
 
@@ -66,6 +81,10 @@ def test_a_loss_ends_with_1_until_it_is_repaired(config_file: Path, config: Conf
     assert repaired.output.splitlines()[-1] == summary.replace(": open", ": repaired")
     bring_through(config)
     assert audit(config_file).exit_code == 0
+    # The windows of the hop lack the change for ever, and the sheet says that it is no loss any more.
+    sheet = io.StringIO()
+    Console(file=sheet, width=200).print(*balance_sheet(operate.audit(config, "shop"), minutes=5), sep="\n")
+    assert re.search(r"9 of 10, repaired|10 of 11, repaired", sheet.getvalue())
     listed = audit(config_file, "--incidents")
     assert listed.exit_code == 0
     assert listed.output.splitlines() == [summary.replace(": open", ": repaired")]

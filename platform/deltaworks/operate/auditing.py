@@ -65,7 +65,10 @@ class SinkAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """One look at a source, its hops, and the entities of its apps; `found` are incidents that are new."""
+    """One look at a source, its hops, and the entities of its apps; `found` are incidents that are new.
+
+    `mended` has by hop the windows that lack what was lost and repaired, as they do for ever.
+    """
 
     source: str
     position: Lsn
@@ -74,6 +77,7 @@ class Audit:
     entities: Mapping[str, Sequence[Stood]] = field(default_factory=dict)
     found: Sequence[Incident] = ()
     open: Sequence[Incident] = ()
+    mended: Mapping[str, WindowSet] = field(default_factory=dict)
 
     @property
     def is_balanced(self) -> bool:
@@ -107,6 +111,7 @@ class Audit:
                     "up_to_sequence": hop.up_to,
                     "in": hop.handed.to_json(),
                     "out": hop.arrived.to_json(),
+                    "repaired": self.mended.get(hop.hop, WindowSet()).to_json(),
                     "waiting": dict(hop.waiting.counts),
                     "unproven_groups": hop.unproven,
                     "retired_spans": hop.retired,
@@ -127,7 +132,9 @@ class Audit:
                 app: [
                     {
                         "minute": stood.minute,
-                        "clean": stood.clean,
+                        "left": stood.left,
+                        "filtered": stood.filtered,
+                        "gone": stood.gone,
                         "waiting": stood.waiting,
                         "held": stood.held,
                         "dead": stood.dead,
@@ -165,7 +172,7 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
             tables = {str(table.name) for table in app.tables}
             with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
                 look.at_hop(reader, ledger.spans(), hop=f"app {name}", tables=tables)
-                entities[name] = ledger.stood()
+                entities[name] = ledger.stood(app.entity.name.short)
             own = open_log(config, name)
             if own.end().sequence >= 0:
                 look.at_log(own, hop=f"log {name}")
@@ -187,6 +194,7 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
         entities=entities,
         found=found,
         open=incidents.open(),
+        mended=incidents.mended(),
     )
 
 

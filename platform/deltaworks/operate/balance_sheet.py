@@ -1,10 +1,8 @@
 """The balance sheet of an audit, as tables for a terminal."""
 
-from collections.abc import Sequence
-
 from rich.table import Table
 
-from deltaworks.capture.proof import NO_CHANGES, minute_start
+from deltaworks.capture.proof import NO_CHANGES, WindowSet, minute_start
 from deltaworks.log.audit import HopAudit
 from deltaworks.operate.auditing import Audit
 
@@ -26,36 +24,36 @@ def _changes(audit: Audit, minutes: int) -> Table:
     newest = set(sorted({minute for _, minute in keys})[-minutes:])
     for name, minute in keys:
         if minute in newest:
-            cells = [_cell(hop, name, minute) for hop in others]
+            cells = [_cell(audit, hop, name, minute) for hop in others]
             seen = log.handed.windows.get((name, minute), NO_CHANGES).count
-            table.add_row(name, f"{minute_start(minute):%F %H:%M}", f"{seen:,}", _cell(log, name, minute), *cells)
+            table.add_row(
+                name, f"{minute_start(minute):%F %H:%M}", f"{seen:,}", _cell(audit, log, name, minute), *cells
+            )
     counts = [sum(hop.arrived.counts.values()) for hop in audit.hops]
     table.add_row("all", "", f"{sum(log.handed.counts.values()):,}", *(f"{count:,}" for count in counts))
     return table
 
 
-def _cell(hop: HopAudit, table: str, minute: int) -> str:
+def _cell(audit: Audit, hop: HopAudit, table: str, minute: int) -> str:
     key = (table, minute)
     handed, arrived = hop.handed.windows.get(key, NO_CHANGES), hop.arrived.windows.get(key, NO_CHANGES)
     waiting = hop.waiting.windows.get(key, NO_CHANGES).count
     later = f" +{waiting:,} later" if waiting else ""
     if handed == arrived:
         return f"{arrived.count:,}{later}" if arrived.count or later else "–"
-    return f"{arrived.count:,} of {handed.count:,}{later}"
+    mended = audit.mended.get(hop.hop, WindowSet()).windows.get(key, NO_CHANGES)
+    repaired = ", repaired" if handed.subtract(arrived) == mended else ""
+    return f"{arrived.count:,} of {handed.count:,}{repaired}{later}"
 
 
 def _entities(audit: Audit, app: str, minutes: int) -> Table:
-    table = Table(
-        "minute (UTC)", "entities", "done", "waiting", "held", "dead", title=f"{app}: entities by newest change"
-    )
+    columns = ("entities", "left", "filtered", "gone", "waiting", "held", "dead")
+    table = Table("minute (UTC)", *columns, title=f"{app}: entities by newest change")
     stood = audit.entities[app]
     for each in stood[-minutes:]:
-        numbers = (each.entities, each.clean, each.waiting, each.held, each.dead)
+        numbers = (getattr(each, column) for column in columns)
         table.add_row(f"{minute_start(each.minute):%F %H:%M}", *(f"{number:,}" for number in numbers))
-    sums: Sequence[int] = [
-        sum(column) for column in zip(*((s.entities, s.clean, s.waiting, s.held, s.dead) for s in stood), strict=True)
-    ]
-    table.add_row("all", *(f"{number:,}" for number in sums or (0,) * 5))
+    table.add_row("all", *(f"{sum(getattr(each, column) for each in stood):,}" for column in columns))
     return table
 
 

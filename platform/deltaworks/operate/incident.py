@@ -159,6 +159,15 @@ class Incidents:
             of_hop[loss.after] = of_hop.get(loss.after, WindowSet()).merge(loss.missing)
         return known
 
+    def mended(self) -> dict[str, WindowSet]:
+        """By hop, what its windows lack of losses that are repaired or settled."""
+        mended: dict[str, WindowSet] = {}
+        for incident in self.all():
+            if incident.state is not IncidentState.OPEN:
+                hop = incident.loss.hop
+                mended[hop] = mended.get(hop, WindowSet()).merge(incident.loss.missing)
+        return mended
+
 
 def _is_same(loss: Loss, other: Loss) -> bool:
     return (loss.hop, loss.after, loss.what, dict(loss.keys)) == (

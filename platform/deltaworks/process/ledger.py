@@ -23,6 +23,7 @@ from deltaworks.capture.sketch import Sketch
 from deltaworks.change import ChangeBatch
 from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
+from deltaworks.process.rows import quoted
 from deltaworks.process.sink import Document
 
 GROUPS_TOGETHER = 4096
@@ -115,10 +116,15 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stood:
-    """Entities of one minute of their newest change, by where they stand."""
+    """Entities of one minute of their newest change, by where they stand.
+
+    `left` ones have their document in the sinks, `filtered` ones have a row and no document, `gone` ones have no row.
+    """
 
     minute: int
-    clean: int = 0
+    left: int = 0
+    filtered: int = 0
+    gone: int = 0
     waiting: int = 0
     held: int = 0
     dead: int = 0
@@ -126,7 +132,7 @@ class Stood:
     @property
     def entities(self) -> int:
         """All of them."""
-        return self.clean + self.waiting + self.held + self.dead
+        return self.left + self.filtered + self.gone + self.waiting + self.held + self.dead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,19 +202,25 @@ class LedgerReader:
         )
         return Left(documents=count, digest=",".join(map(str, (count, *rest))))
 
-    def stood(self) -> list[Stood]:
-        """The entities by the minute of their newest change."""
-        if "entity" not in self._tables:
+    def stood(self, entity: str) -> list[Stood]:
+        """The entities, rows of this table, by the minute of their newest change."""
+        rows = f"row_{entity}"
+        if not {"entity", "left_document", rows} <= self._tables:
             return []
         found = self._rows(
-            """
-            select committed_at / 60000000, sum(standing = 0), sum(standing = 1), sum(standing = 2), sum(standing = 3)
-            from entity group by 1 order by 1
+            f"""
+            select e.committed_at / 60000000,
+              sum(standing = 0 and r._key is not null and l.sinks is not ''),
+              sum(standing = 0 and r._key is not null and l.sinks is ''),
+              sum(standing = 0 and r._key is null),
+              sum(standing = 1), sum(standing = 2), sum(standing = 3)
+            from entity as e left join left_document as l using (_key) left join {quoted(rows)} as r using (_key)
+            group by 1 order by 1
             """
         )
         return [
-            Stood(minute=minute, clean=clean, waiting=waiting, held=held, dead=dead)
-            for minute, clean, waiting, held, dead in found
+            Stood(minute=minute, left=left, filtered=filtered, gone=gone, waiting=waiting, held=held, dead=dead)
+            for minute, left, filtered, gone, waiting, held, dead in found
         ]
 
     def _rows(self, statement: str) -> Iterable[Any]:  # Any: values of SQLite
