@@ -32,6 +32,10 @@ class LogFailedError(TerminalError):
     """The disk refused a sync: what was written may be gone, so this writer must not go on."""
 
 
+class LogNotWritableError(TerminalError):
+    """The process may not write where the log is; nothing was written."""
+
+
 class FencedError(TerminalError):
     """Another writer holds the log, or a newer one has written to it."""
 

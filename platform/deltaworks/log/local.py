@@ -6,9 +6,9 @@
             lock                           held by the one writer, with its process id
 
     append:  write frame ─► fdatasync ─► publish in `end` ─► return
-    died at          1             2                3
+    died at          1             2                3          4
     1  a piece of a frame, or a whole one nobody was told of: cut, or kept and synced, by the next writer
-    2  as 1     3  durable: the next writer publishes it
+    2  as 1     3  durable: the next writer publishes it     4  durable and seen; its caller was not told
 
 Local means local: `flock`, `fdatasync` and the page cache must be those of one machine.
 """
@@ -37,6 +37,7 @@ from deltaworks.log.change_log import (
     LogFailedError,
     LogFormatError,
     LogFullError,
+    LogNotWritableError,
 )
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import PublishedEnd, read_end, write_end
@@ -62,6 +63,7 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Where a segment ends: small enough to find the end of by its headers in about 0.1 s."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 
 logger = structlog.get_logger(__name__)
 
@@ -98,7 +100,15 @@ class LocalLogWriter:
             FencedError: another writer holds the log; the message has its process id.
             CorruptLogError: a durable group is damaged or missing.
             LogFormatError: the files are foreign or of a newer version.
+            LogNotWritableError: this process may not write there.
+            LogFullError: no space to open it; later it may work.
+            LogFailedError: the disk refuses.
         """
+        with _refusals(folder):
+            return cls._open(folder, segment_bytes)
+
+    @classmethod
+    def _open(cls, folder: Path, segment_bytes: int) -> Self:
         _create_folder(folder)
         lock = take_lock(folder)
         segment: _Segment | None = None
@@ -200,7 +210,9 @@ class LocalLogWriter:
             faults.reach("log.after_fsync")
             # A part of a transaction is durable and not seen before the last one is, and then all are.
             if is_visible:
+                faults.reach("log.before_publish")
                 write_end(self._end_file, epoch=self.epoch, count=self._end.sequence + 2)
+                faults.reach("log.after_publish")
         except OSError as error:
             # After a failed sync the kernel may drop the dirty pages and report success the next time
             # (fsync(2), "EIO"), so this file handle can never promise anything again.
@@ -230,6 +242,24 @@ class LocalLogWriter:
             "check the disk, then start the writer again: it keeps every group that was durable"
         )
         return self._stopped
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Say by name why the disk does not let a writer open the log."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NOT_ALLOWED:
+            raise LogNotWritableError(
+                f"cannot write the log {str(folder)!r}: {error.strerror}; let this user write there, or set home in "
+                "deltaworks.yaml to a folder where it may"
+            ) from error
+        if error.errno in _NO_SPACE:
+            raise LogFullError(f"cannot open the log {str(folder)!r}: {error.strerror}; free space") from error
+        raise LogFailedError(
+            f"cannot open the log {str(folder)!r}: {error.strerror}; check the disk, then start the writer again"
+        ) from error
 
 
 class _ClosedError(FencedError):
