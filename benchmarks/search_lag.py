@@ -20,10 +20,15 @@ from pathlib import Path
 
 from measure import Figure, report
 
+from deltaworks.capture.dump import DumpState
 from deltaworks.config import Config
+from deltaworks.log.change_log import LogReader
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE
+from deltaworks.log.registry import open_reader
+from deltaworks.log.status import log_status
 from deltaworks.position import Lsn
+from deltaworks.schema import TableName
 from deltaworks.store.search import SearchReader
 from resources import environment
 from studio import database, watcher
@@ -72,10 +77,10 @@ def run(home: Path, *, rate: float, seconds: float) -> dict[str, float]:
         lock = config.app_folder(APP) / LOCK_FILE
         services.wait("process", until=lambda: holder_of(lock) is not None, timeout_s=120)
         reader = SearchReader(config.index_folder(APP))
-        # The dump is over when the index stands where the database stands.
-        with database.connect(dsn) as connection:
-            [(now,)] = connection.execute("select pg_current_wal_lsn()::text").fetchall()
-        target = Lsn.parse(now)
+        log = open_reader(config, SOURCE)
+        services.wait("capture", until=lambda: _is_dumped(config, log), timeout_s=300)
+        # Whatever the dump brought has to be searchable before the clock starts.
+        target = log.end().position
         services.wait("process", until=lambda: _reached(reader, target), timeout_s=300)
         return _stream(config, dsn, rate=rate, seconds=seconds)
 
@@ -120,6 +125,12 @@ def _is_loaded(dsn: str) -> bool:
         return database.is_loaded(dsn)
     except database.DatabaseNotReachableError:
         return False
+
+
+def _is_dumped(config: Config, log: LogReader) -> bool:
+    tables = [TableName.parse(table) for table in config.source(SOURCE).tables]
+    dumps = [table.dump for table in log_status(SOURCE, log, tables=tables, service=None).tables]
+    return all(dump is not None and dump.state == DumpState.DONE.value for dump in dumps)
 
 
 def _reached(reader: SearchReader, target: Lsn) -> bool:
