@@ -63,5 +63,6 @@ def retired(folder: Path, sequence: int, *, oldest: int) -> OffsetRetiredError:
     """The error for a group that is older than what the log keeps."""
     return OffsetRetiredError(
         f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on, and what reads "
-        f"it was left behind; run `deltaworks dump {folder.name}`, empty what this reader feeds and begin after it"
+        "it was left behind; stop its services, remove this folder and what its readers have made, then "
+        f"run `deltaworks dump {folder.name}`"
     )
