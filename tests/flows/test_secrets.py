@@ -32,6 +32,7 @@ COMMANDS = {
     "dump": [["dump", "studio"], ["dump", "studio", "--status"]],
     "load": [["load", "studio"]],
     "process": [["process", "movie_search", "--until-now"]],
+    "replay": [["replay", "movie_search", "--from", "0/0"]],
     "serve": [["serve"]],
     "status": [["status"], ["status", "--json"]],
     "verify": [["verify", "studio"], ["verify", "studio", "--log"]],
