@@ -2,7 +2,9 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -197,6 +199,40 @@ def test_a_replay_into_the_same_sinks_changes_nothing_of_an_unchanged_app(
         "SearchIndex films": {"changed": ["30"]},
         "LakeTable films": {"changed": ["30"]},
     }
+
+
+def test_what_moves_while_the_service_runs_is_no_difference(config: Config, films: Films) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(2) as pool, LocalLogWriter.open(config.log_folder("studio")) as writer:
+        service = pool.submit(operate.follow_process, config, "films", stop=stop)
+        feed = Feed(writer)
+        replaying = pool.submit(operate.replay, config, "films", into="beside")
+        number = 0
+        while not replaying.done() and number < 500:
+            number += 1
+            feed.commit(update(FILM, film_id=40, title=f"forty, {number}", year=1970))
+            wait([replaying], timeout=0.02)
+        stop.set()
+        service.result()
+        replayed = replaying.result()
+    assert replayed.differing == 0
+    assert operate.replay(config, "films").may_replace
+
+
+def test_two_replays_do_not_share_a_name(config: Config, films: Films) -> None:
+    seen: list[str] = []
+
+    def again(film: Film) -> str:
+        if not seen:
+            with pytest.raises(operate.ReplayError, match="does so now") as refused:
+                operate.replay(config, "films")
+            seen.append(str(refused.value))
+        return film["title"]
+
+    films.title = again
+    edit(films)
+    assert operate.replay(config, "films").may_replace
+    assert len(seen) == 1
 
 
 def test_a_start_that_is_none_and_a_name_that_leads_elsewhere_are_refused(config: Config) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from deltaworks.config import Config, LakeConfig
 from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import LogReader
+from deltaworks.log.holder import holder_of
 from deltaworks.log.registry import open_reader as open_log
 from deltaworks.log.until import LogUntil, last_group_at, position_before
 from deltaworks.operate.app import work_progress
@@ -250,9 +251,14 @@ def _fresh_home(config: Config, app: str, into: str) -> Config:
     if not into.isidentifier():
         raise ReplayError(f"cannot replay app {app!r} into {into!r}: use letters, digits and _, or `same`")
     home = config.home / "replay" / app / into
+    fresh = config.model_copy(update={"home": home, "lake": LakeConfig()})
+    if (process := holder_of(fresh.app_folder(app) / "lock")) is not None:
+        raise ReplayError(
+            f"cannot replay app {app!r} into {into!r}: process {process} does so now; wait for it, or use another name"
+        )
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True, mode=0o700)
-    return config.model_copy(update={"home": home, "lake": LakeConfig()})
+    return fresh
 
 
 def _reader(spec: SinkSpec, name: str, app: App, config: Config) -> SinkReader:
