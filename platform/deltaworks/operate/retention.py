@@ -1,5 +1,9 @@
 """Which part of a source's log is no longer needed: how far its readers are, by their own durable checkpoints."""
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 from deltaworks.config import Config, LocalLogConfig
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.retention import Retired
@@ -19,7 +23,7 @@ def read_up_to(config: Config, source: str) -> dict[str, int]:
     gap: it looks for their keys in the whole log.
     """
     reached = {
-        f"app {name}": read_checkpoint(config.app_folder(name) / STATE_FILE).sequence
+        f"app {name}": _durable_sequence(config.app_folder(name) / STATE_FILE)
         for name, app in config.apps.items()
         if app.source == source
     }
@@ -41,3 +45,20 @@ def retire_log(config: Config, source: str) -> Retired:
         oldest = open_reader(config, source).oldest()
         return Retired(oldest_sequence=oldest.sequence if oldest is not None else 0)
     return log_of(config, source).retire(read_up_to=read_up_to(config, source))
+
+
+def _durable_sequence(state: Path) -> int:
+    """How far an app is, also after a power cut.
+
+    An app does not sync what it can repeat, and it could not repeat what is removed here. What was read is in one of
+    these files, and SQLite itself syncs the second before it moves anything from there into the first.
+    """
+    sequence = read_checkpoint(state).sequence
+    for file in (state.with_name(f"{state.name}-wal"), state):
+        with suppress(FileNotFoundError):
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    return sequence
