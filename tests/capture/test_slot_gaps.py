@@ -1,8 +1,15 @@
 """Gaps over a real server: named, never silent, and repaired down to the rows that were deleted."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from capture.replaying import gaps, headers, record, replay, table_of
 from servers.postgres import Database
@@ -99,6 +106,80 @@ def test_repair_that_dies_is_taken_up_again(database: Database, sources: Sources
     assert replay(log, "t") == table_of(database, "t")
     assert gaps(log)
     assert not log.reader().end().progress["gaps"]
+
+
+@contextmanager
+def slot_made_while(database: Database, make: Callable[[], object], *statements: str, written: str) -> Iterator[None]:
+    """The slot is made while `statements` are committed; what is `written` then is committed when it is there.
+
+    PostgreSQL takes no note of what is committed before a new slot has met every transaction of its beginning, so it
+    would decode what is `written` by the catalog before the `statements`.
+    """
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor())
+        first, second, third = (stack.enter_context(database.connect()) for _ in range(3))
+
+        def write(connection: psycopg.Connection[Any], statement: str) -> int:
+            connection.execute("begin")
+            connection.execute(statement)  # type: ignore[arg-type]  # ours
+            (row,) = connection.execute("select pg_current_xact_id()::text").fetchall()
+            return int(row[0])
+
+        is_made = threading.Event()
+        faults.arm("slot.after_create", is_made.set)
+        running = write(first, "insert into other values (1)")
+        made = pool.submit(make)
+        wait_until(lambda: waits_for(database, running))
+        running = write(second, "insert into other values (2)")
+        database.execute(*statements)
+        first.execute("commit")
+        wait_until(lambda: waits_for(database, running))
+        write(third, written)
+        second.execute("commit")
+        wait_until(lambda: is_made.is_set() or made.done())
+        third.execute("commit")
+        made.result(timeout=60)
+        yield
+
+
+def waits_for(database: Database, transaction: int) -> bool:
+    """Whether somebody waits for a transaction to end."""
+    waiting = "select 1 from pg_locks where locktype = 'transactionid' and not granted and transactionid = '{}'"
+    return bool(database.rows(waiting.format(transaction)))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{condition} did not come true in 60 s")
+
+
+def test_slot_whose_log_the_server_cannot_decode_is_a_named_gap(database: Database, sources: Sources) -> None:
+    log, name = MemoryLog(), f"deltaworks_{database.name}"
+    database.execute(*SETUP, "create table other (id int)", f"create publication {name} for table t")
+    make = partial(database.execute, f"select pg_create_logical_replication_slot('{name}', 'pgoutput')")
+    with slot_made_while(database, make, "truncate t", written="insert into t values (200, 'late')"):
+        record(log, sources("t", chunk_rows=3))
+    assert replay(log, "t") == table_of(database, "t")
+    record(log, sources("t"))
+    assert replay(log, "t") == table_of(database, "t")
+
+
+def test_table_that_is_altered_while_its_slot_is_made_comes_with_the_new_column(
+    database: Database, sources: Sources
+) -> None:
+    log = MemoryLog()
+    database.execute(*SETUP, "create table other (id int)")
+    with slot_made_while(
+        database,
+        partial(record, log, sources("t")),
+        "alter table t add w int",
+        written="insert into t values (200, 'late', 7)",
+    ):
+        assert replay(log, "t") == table_of(database, "t")
+    assert replay(log, "t")[(200,)]["w"] == 7
 
 
 @pytest.mark.server

@@ -265,7 +265,15 @@ def test_a_snapshot_is_the_state_at_its_position(studio):
     assert studio.database.rows(temporary) == [(0,)]
 
 
-def test_a_table_truncated_while_the_snapshot_is_taken_is_an_error_not_an_empty_table(studio):
+def test_a_table_truncated_once_while_a_snapshot_is_taken_is_in_the_next_one(studio):
+    studio.drain()
+    truncates = iter(["truncate film cascade"])
+    arm("snapshot.before_lock", lambda: studio.database.execute(*(each for each in truncates)))
+    with studio.source.snapshot() as snapshot:
+        assert sum(batch.num_rows for batch in snapshot.read(TableName("public", "film"))) == 0
+
+
+def test_a_table_truncated_whenever_the_snapshot_is_taken_is_an_error_not_an_empty_table(studio):
     studio.drain()
     arm("snapshot.before_lock", lambda: studio.database.execute("truncate film cascade"))
     with pytest.raises(TableRewrittenError, match="film"), studio.source.snapshot():

@@ -33,6 +33,10 @@ class StreamFormatError(SourceUnreachableError):
     """The stream has to be opened once more, in another form; the source remembers which."""
 
 
+class UndecodableError(SourceUnreachableError):
+    """The server stumbles over its own log. It may pass; where it does not, what follows can only be dumped."""
+
+
 class SourceNotReadyError(TerminalError):
     """The server cannot be captured as it is; the message has all findings with their mends."""
 

@@ -26,7 +26,14 @@ from deltaworks import faults
 from deltaworks.capture.continuity import Gap, SourceLease
 from deltaworks.capture.proof import Proof
 from deltaworks.capture.schema_change import SchemaChange
-from deltaworks.capture.source import ChangeStream, Slice, SlotInvalidatedError, Source, StreamFormatError
+from deltaworks.capture.source import (
+    ChangeStream,
+    Slice,
+    SlotInvalidatedError,
+    Source,
+    StreamFormatError,
+    UndecodableError,
+)
 from deltaworks.change import READ
 from deltaworks.errors import RetryableError
 from deltaworks.log.change_log import Group, LogAwayError, LogEnd, LogFullError, LogReader, LogWriter
@@ -45,6 +52,9 @@ EMPTY_GROUP_EVERY_S = 10.0
 
 FULL_LOG_PATIENCE_S = 30.0
 """How long a drain waits for space. A service waits until it is stopped."""
+
+STUMBLES = 3
+"""How often the server may fail to decode its log at one place before what follows counts as lost."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 15.0
 
@@ -81,11 +91,13 @@ def drain(
         TerminalError: the source cannot be captured as it is.
     """
     run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=None)
-    try:
-        run.record(until_drained=True)
-    except StreamFormatError as error:
-        logger.info("the stream is opened once more", source=source.name, reason=str(error))
-        run.record(until_drained=True)
+    for _ in range(STUMBLES):
+        try:
+            run.record(until_drained=True)
+            return run.report()
+        except (StreamFormatError, UndecodableError) as error:
+            logger.info("the stream is opened once more", source=source.name, reason=str(error))
+    run.record(until_drained=True)
     return run.report()
 
 
@@ -147,10 +159,19 @@ class _Run:
         self._changes = 0
         self._transactions = 0
         self._reads: dict[str, int] = {}
+        self._stumbled: list[tuple[Lsn, str]] = []
         self._start()
 
     def record(self, *, until_drained: bool) -> None:
         """Record over one connection until drained, stopped, or an error ends it."""
+        try:
+            self._record(until_drained=until_drained)
+        except UndecodableError as error:
+            # The stream leads to the same place each time, also where groups without changes come before it.
+            self._stumbled.append((self._writer.end().position, str(error)))
+            raise
+
+    def _record(self, *, until_drained: bool) -> None:
         self._start()
         if self._lease is not None:
             self._lease.check()
@@ -203,6 +224,7 @@ class _Run:
     def _open(self, end: LogEnd) -> AbstractContextManager[ChangeStream]:
         """The stream after the log's end, or a repair of what the source no longer has."""
         try:
+            self._check_stumbles(end)
             return self._source.open(resume_after=end.position, known=self._watch.known)
         except SlotInvalidatedError as error:
             logger.error("changes of the source were missed", source=self._source.name, error=str(error))
@@ -210,6 +232,17 @@ class _Run:
                 raise
             self._begin_anew(end, str(error))
         return self._source.open(resume_after=START)
+
+    def _check_stumbles(self, end: LogEnd) -> None:
+        """Raise where the server could not decode its log from here on, time and again."""
+        here = [said for position, said in self._stumbled if position == end.position]
+        self._stumbled = [(end.position, said) for said in here]
+        if len(here) >= STUMBLES:
+            self._stumbled.clear()
+            raise SlotInvalidatedError(
+                f"cannot resume after {end.position}: {len(here)} times {here[-1]}; the server cannot decode its own"
+                " log from there on, a new slot and a dump of the tables mend it"
+            )
 
     def _begin_anew(self, end: LogEnd, reason: str) -> None:
         self._begins_at = self._source.renew(after=end.position)

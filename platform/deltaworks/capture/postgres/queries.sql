@@ -108,6 +108,17 @@ left join pg_catalog.pg_publication p on p.pubname = %(publication)s
 left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
 where n.nspname = %(namespace)s and c.relname = %(table)s
 
+-- name: versions
+-- Which transactions last changed tables and their partitions in the catalog: `version` after whatever was altered
+-- or truncated, `columns` after what changes how a row is read.
+select c.oid::regclass::text as "table",
+       concat_ws(' ', c.oid, c.xmin) as version,
+       concat_ws(' ', c.relreplident, (select string_agg(concat_ws(':', a.attnum, a.xmin), ',' order by a.attnum)
+                      from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0)) as columns
+from pg_catalog.pg_class c
+where c.oid = any(%(oids)s::oid[])
+   or c.oid in (select p.relid from unnest(%(oids)s::oid[]) as o, pg_catalog.pg_partition_tree(o) p)
+
 -- name: types
 -- Types with domains replaced by what they stand for, of the column and of the elements of an array.
 with recursive asked as (

@@ -6,23 +6,29 @@ moved by somebody else. Every one of these is found before the first change is r
 """
 
 import time
+from collections.abc import Sequence
 
 import psycopg
 import structlog
 from psycopg import errors, sql
 
+from deltaworks import faults
 from deltaworks.capture.continuity import SlotHealth
 from deltaworks.capture.postgres import wire
-from deltaworks.capture.postgres.catalog import AnyConnection, CatalogRow, query
+from deltaworks.capture.postgres.catalog import AnyConnection, CatalogRow, find_tables, query
 from deltaworks.capture.postgres.connect import translated
 from deltaworks.capture.postgres.wire import Wire
 from deltaworks.capture.schema_change import Survey
 from deltaworks.capture.source import SlotInvalidatedError
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import START, Lsn
+from deltaworks.schema import TableName
 
 HELD_PATIENCE_S = 2.0
 """The server notices only after a moment that the last reader of a slot has left."""
+
+MAKINGS = 5
+"""How often a slot is made until no table changes meanwhile."""
 
 FAILOVER_VERSION = 170000
 """From 17 on a standby can keep a copy of a slot, so that it outlives its server."""
@@ -38,22 +44,61 @@ class SlotHeldError(RetryableError):
     """Another reader is on the slot; there can be one."""
 
 
+class SlotNotMadeError(RetryableError):
+    """Tables were altered whenever the slot was made."""
+
+
 class AnotherDatabaseError(TerminalError):
     """The connection string leads to another database cluster than the one that was captured."""
 
 
-def create_slot(connection: AnyConnection, name: str, *, source: str) -> None:
+def create_slot(connection: AnyConnection, name: str, *, tables: Sequence[TableName], source: str) -> None:
     """Make the slot; waits for the transactions that write at that moment.
 
     From version 17 on it is a failover slot: a standby that synchronizes slots keeps a copy.
+
+    While it waits the server takes no note of what is committed (seen with 15 and 18). A transaction that begins
+    after a table was altered in that time and ends when the slot is there would be sent as rows of the old table,
+    without a word, and after a truncate it would stop the stream for good. So a slot during whose making one of
+    the `tables` changed is made anew.
+
+    Raises:
+        SlotNotMadeError: the columns of a table changed each of `MAKINGS` times.
     """
+    oids = [facts.oid for facts in find_tables(connection, tables).values()]
+    for makings_left in reversed(range(MAKINGS)):
+        before = query(connection, "versions", oids=oids)
+        _create_slot(connection, name, source=source)
+        after = query(connection, "versions", oids=oids)
+        changed = _changed(before, after, "version")
+        if not changed:
+            return
+        altered = _changed(before, after, "columns")
+        if not makings_left and not altered:
+            # What a truncate leads to is loud, and is repaired when it happens: see `UndecodableError`.
+            return
+        logger.warning("tables changed while the slot was made; it is made anew", source=source, tables=changed)
+        connection.execute("select pg_catalog.pg_drop_replication_slot(%s)", [name])
+    raise SlotNotMadeError(
+        f"cannot make slot {name!r}: each of {MAKINGS} times {', '.join(altered)} was altered meanwhile, and the server"
+        " would send rows by the old columns; it is tried again, and needs a moment without ALTER TABLE"
+    )
+
+
+def _create_slot(connection: AnyConnection, name: str, *, source: str) -> None:
     logger.info("creating the replication slot", source=source, slot=name)
     failover = ", failover => true" if connection.info.server_version >= FAILOVER_VERSION else ""
     statement = f"select pg_catalog.pg_create_logical_replication_slot(%s, 'pgoutput'{failover})"
     connection.execute(statement.encode(), [name])
+    faults.reach("slot.after_create")
 
 
-def renew_slot(connection: AnyConnection, name: str, *, after: Lsn, source: str) -> Lsn:
+def _changed(before: Sequence[CatalogRow], after: Sequence[CatalogRow], what: str) -> list[str]:
+    known = {row["table"]: row[what] for row in before}
+    return [row["table"] for row in after if row[what] != known.get(row["table"])]
+
+
+def renew_slot(connection: AnyConnection, name: str, *, after: Lsn, tables: Sequence[TableName], source: str) -> Lsn:
     """Replace the slot by a new one that starts after `after`, and give its position.
 
     What was committed between the two is in no stream. Positions only grow in a log, so a server that lost the
@@ -68,7 +113,7 @@ def renew_slot(connection: AnyConnection, name: str, *, after: Lsn, source: str)
         logger.warning("dropping the replication slot", source=source, slot=name)
         connection.execute("select pg_catalog.pg_drop_replication_slot(%s)", [name])
     _pass_position(connection, after)
-    create_slot(connection, name, source=source)
+    create_slot(connection, name, tables=tables, source=source)
     made = query(connection, "slot", slot=name)[0]
     return Lsn.parse(made["confirmed"])
 

@@ -132,7 +132,7 @@ class PostgresSource:
             elif missing := preflight.unpublished(state, wanted):
                 connection.execute(preflight.extend_publication(wanted, missing))
             if with_slot and state.slot is None:
-                slots.create_slot(connection, self._wanted.slot, source=self.name)
+                slots.create_slot(connection, wanted.slot, tables=wanted.tables, source=self.name)
 
     def status(self, *, timeout_s: float) -> SourceStatus:
         """Where the server's log is, and the slot; over a connection of its own."""
@@ -208,7 +208,8 @@ class PostgresSource:
             TerminalError: the server's log ends too far before `after`.
         """
         with self._asking("make a new slot") as connection:
-            return slots.renew_slot(connection, self._wanted.slot, after=after, source=self.name)
+            wanted = preflight.resolve(connection, self._wanted)
+            return slots.renew_slot(connection, wanted.slot, after=after, tables=wanted.tables, source=self.name)
 
     def health(self) -> SlotHealth | None:
         """How the slot is; `None` when there is none."""

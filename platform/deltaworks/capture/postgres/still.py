@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import structlog
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -38,8 +39,13 @@ from deltaworks.schema import TableName, TableSchema
 WAIT_S = 60
 """How long a snapshot waits for the transactions that run when it is asked for."""
 
+TRIES = 10
+"""How many snapshots are taken until no table is truncated while one is."""
+
 FETCH_ROWS = 20_000
 """Rows read at a time: some 20 MB as the server's text."""
+
+logger = structlog.get_logger()
 
 _REWRITTEN = """
 select oid::regclass::text from pg_catalog.pg_class
@@ -81,17 +87,27 @@ def take_snapshot(
 ) -> Iterator[PostgresSnapshot]:
     """Take a snapshot of tables; it needs one free replication slot for a moment.
 
+    Where a table is truncated at that moment it takes another, up to `TRIES` in all.
+
     Raises:
         SourceUnreachableError: the server does not answer, or transactions ran on for longer than `WAIT_S`.
         SourceNotReadyError: a table is missing, or a right.
-        TableRewrittenError: a table was truncated or rewritten meanwhile.
+        TableRewrittenError: a table was truncated or rewritten each time.
     """
     connection = connect(dsn, name=name, application=f"deltaworks {name} snapshot")
     try:
         with translated(f"take a snapshot of source {name!r}"):
-            position = _enter(connection, dsn, name)
-            faults.reach("snapshot.before_lock")
-            schemas = _describe(connection, name, tables, publication)
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    position = _enter(connection, dsn, name)
+                    faults.reach("snapshot.before_lock")
+                    schemas = _describe(connection, name, tables, publication)
+                    break
+                except TableRewrittenError as error:
+                    if not tries_left:
+                        raise
+                    logger.info("another snapshot is taken", source=name, reason=str(error))
+                    connection.execute("rollback")
         yield PostgresSnapshot(connection, position=position, schemas=schemas)
     finally:
         connection.close()

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import errors, pq
 
 from deltaworks.capture.postgres.buffer import ReceiveBuffer
-from deltaworks.capture.source import SourceUnreachableError
+from deltaworks.capture.source import SourceUnreachableError, UndecodableError
 from deltaworks.errors import InvariantError
 
 MESSAGES_AT_ONCE = 2048
@@ -25,6 +25,7 @@ MESSAGES_AT_ONCE = 2048
 
 _GSS = b"select 1 from pg_catalog.pg_stat_gssapi where pid = pg_catalog.pg_backend_pid() and encrypted"
 _COPY_BOTH, _ERROR, _NOTICE, _SETTING = b"W", b"E", b"N", b"S"
+_BROKEN_LOG = {errors.InternalError_.sqlstate, errors.DataCorrupted.sqlstate}
 _COPY_DONE, _COMMAND_COMPLETE = b"c", b"C"
 
 
@@ -68,12 +69,14 @@ def raise_for(kind: bytes, body: bytes) -> None:
 
     Raises:
         SourceUnreachableError: the server ended the stream; the message has its words.
+        UndecodableError: it ended because of what is in its log.
         InvariantError: the message has no place in a stream.
     """
     if kind in {_NOTICE, _SETTING}:
         return
     if kind == _ERROR:
-        raise _ended(_error(body).diag.message_primary or "")
+        error = _error(body)
+        raise _ended(error.diag.message_primary or "", state=error.sqlstate)
     if kind in {_COPY_DONE, _COMMAND_COMPLETE}:
         raise _ended("it shuts down")
     raise InvariantError(f"cannot read a message of kind {kind.decode('latin-1')!r} in the stream; report this")
@@ -113,8 +116,8 @@ class LibpqWire:
             raise broken(error) from error
         if size < 0 and buffer.end == before:
             result = pgconn.get_result()
-            said = result.error_message.decode("utf-8", "replace").strip() if result is not None else ""
-            raise _ended(said or "it shuts down")
+            said, state = ("", b"") if result is None else _said(result)
+            raise _ended(said or "it shuts down", state=state.decode("ascii", "replace"))
         return buffer.end - before
 
     def wait(self, seconds: float) -> None:
@@ -238,8 +241,15 @@ def broken(error: Exception) -> SourceUnreachableError:
     return SourceUnreachableError(f"the replication connection broke: {error}".strip())
 
 
-def _ended(said: str) -> SourceUnreachableError:
-    return SourceUnreachableError(f"the server ended the stream: {said}; open it again at the last durable position")
+def _ended(said: str, *, state: str | None = None) -> SourceUnreachableError:
+    kind = UndecodableError if state in _BROKEN_LOG else SourceUnreachableError
+    return kind(f"the server ended the stream: {said}; open it again at the last durable position")
+
+
+def _said(result: pq.abc.PGresult) -> tuple[str, bytes]:
+    """The words and the SQLSTATE of a result."""
+    said = result.error_message.decode("utf-8", "replace").strip()
+    return said, result.error_field(pq.DiagnosticField.SQLSTATE) or b""
 
 
 def _first_message(data: bytes) -> tuple[bytes, bytes, bytes] | None:
