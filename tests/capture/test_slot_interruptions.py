@@ -22,7 +22,7 @@ from deltaworks.log.memory import MemoryLog
 from deltaworks.log.recorder import follow
 from deltaworks.testing.postgres import PostgresServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Proxy:

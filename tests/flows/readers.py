@@ -17,7 +17,7 @@ from deltaworks.config import Config
 from deltaworks.log.local import LocalLogReader
 
 
-def wait(condition: Callable[[], bool], *, what: str, timeout_s: float = 30.0) -> float:
+def wait(condition: Callable[[], bool], *, what: str, timeout_s: float = 60.0) -> float:
     """Wait until it holds; how long that took."""
     began_at = time.monotonic()
     while not condition():
@@ -91,3 +91,5 @@ class Readers:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        for path in sorted(self.folder.glob("*.log")):
+            print(f"--- {path.name}\n{path.read_text()}")  # noqa: T201  shown where the test failed

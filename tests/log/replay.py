@@ -10,7 +10,7 @@ from servers.postgres import Database
 from deltaworks.log.memory import MemoryLog
 
 Row = dict[str, Any]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def replay(log: MemoryLog, table: str, key: str = "id") -> dict[Any, Row]:

@@ -18,7 +18,7 @@ from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.memory import MemoryLog
 from deltaworks.log.recorder import RecordReport, drain, follow
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ROWS = "create table t (id int primary key, v text, n int not null default 0)"
 FILL = "insert into t select g, 'v' || g from generate_series(1, {count}) g"
 

@@ -24,7 +24,7 @@ from deltaworks.log.memory import MemoryLog, MemoryLogWriter
 from deltaworks.log.recorder import drain, follow
 from deltaworks.testing.postgres import PostgresServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Crash(Exception):  # noqa: N818  it stands for the death of the process
