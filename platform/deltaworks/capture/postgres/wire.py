@@ -16,12 +16,9 @@ from typing import Any, Protocol, Self
 import psycopg
 from psycopg import errors, pq
 
-from deltaworks.capture.postgres.buffer import ReceiveBuffer
+from deltaworks.capture.postgres.buffer import RECEIVE_BYTES, ReceiveBuffer
 from deltaworks.capture.source import SourceUnreachableError, UndecodableError
 from deltaworks.errors import InvariantError
-
-MESSAGES_AT_ONCE = 2048
-"""Messages that are taken from libpq before somebody looks at them."""
 
 _GSS = b"select 1 from pg_catalog.pg_stat_gssapi where pid = pg_catalog.pg_backend_pid() and encrypted"
 _COPY_BOTH, _ERROR, _NOTICE, _SETTING = b"W", b"E", b"N", b"S"
@@ -104,10 +101,10 @@ class LibpqWire:
 
     def receive(self, buffer: ReceiveBuffer) -> int:
         """Put what has arrived into the buffer."""
-        pgconn, before = self.connection.pgconn, buffer.end
+        pgconn, before, size = self.connection.pgconn, buffer.end, 0
         try:
             pgconn.consume_input()
-            for _ in range(MESSAGES_AT_ONCE):
+            while buffer.end - before < RECEIVE_BYTES:
                 size, data = pgconn.get_copy_data(1)
                 if size <= 0:
                     break
