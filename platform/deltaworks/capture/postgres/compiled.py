@@ -5,7 +5,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from deltaworks.capture.memory import refused
+
+# Numba looks for scipy and takes its linear algebra along: 16 MB that no loop here has a use for.
+with refused("scipy"):
+    from numba import njit
 
 _F = TypeVar("_F", bound=Callable[..., Any])  # Any: each function has its own signature
 

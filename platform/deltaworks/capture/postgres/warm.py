@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from deltaworks.capture.memory import refused
 from deltaworks.capture.postgres.columnar import SliceBuilder
 from deltaworks.capture.postgres.relations import Relations
 from deltaworks.capture.source import Slice
@@ -41,7 +42,9 @@ def compile_loops(*, in_binary: bool = False) -> Slice:
     for message in _transaction(in_binary=in_binary):
         payload = b"w" + struct.pack(">QQq", 8, 8, 0) + message
         builder.buffer.append(memoryview(payload))
-    builder.read(max_changes=1000)
+    # The first loop makes numba look for scipy once more: see `compiled`.
+    with refused("scipy"):
+        builder.read(max_changes=1000)
     return builder.take()
 
 
