@@ -90,6 +90,9 @@ class KafkaLogConfig(_Model):
     """How records are compressed on the way and on the brokers' disks."""
     patience_s: Annotated[float, Field(ge=1, le=800)] = 60.0
     """How long one append waits for brokers before it says that they are away; it is then tried again."""
+    member_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    """After how long without a sign of life others take the shares of a member, where an app has `shares`; at least
+    the brokers' `group.min.session.timeout.ms`."""
     allow_weak_topics: bool = False
     """Take topics that can lose what they acknowledged: a broker for development. Said aloud at every start."""
     client: Mapping[str, Any] = Field(default_factory=dict, repr=False)
@@ -208,6 +211,9 @@ class AppConfig(_Model):
     """The source whose log it reads; the same that the app's module names."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the app's steps, e.g. the address of a service they call."""
+    shares: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """Into how many shares its entities are divided, so that as many `deltaworks process` at most work on it, on any
+    machines; one process alone when left out. Needs a log on Kafka; to change it, see the guide to Kafka."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Where `deltaworks process` gives its Prometheus metrics on the loopback interface; nowhere when left out."""
 

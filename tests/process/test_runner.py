@@ -28,7 +28,8 @@ from deltaworks.log.memory import MemoryLog
 from deltaworks.position import Lsn
 from deltaworks.process.app import App, Source
 from deltaworks.process.client import ClientNotOpenedError
-from deltaworks.process.runner import AppHeldError, Runner
+from deltaworks.process.place import AppHeldError
+from deltaworks.process.runner import Runner
 from deltaworks.process.source import SchemaMismatchError
 
 MakeConfig = Callable[..., Config]

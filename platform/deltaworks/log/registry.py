@@ -12,6 +12,7 @@ from deltaworks.config import Config, KafkaLogConfig, LocalLogConfig
 from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
+from deltaworks.log.membership import Membership, SharesError
 from deltaworks.log.retention import Retired, retire
 from deltaworks.log.segment_file import usage
 from deltaworks.log.takeover import take_over
@@ -35,6 +36,14 @@ class LogPlace(Protocol):
 
         Raises:
             FencedError: another process takes it over at this moment.
+        """
+
+    def join(self, group: str, *, shares: int) -> Membership:
+        """Become a member of a group that shares the work on this log.
+
+        Raises:
+            SharesError: this kind of log is not shared, or the group has another number of shares.
+            LogAwayError: the servers that keep the log do not answer.
         """
 
     def usage(self) -> LogUsage | None:
@@ -66,6 +75,13 @@ class LocalLog:
         """See `LogPlace`."""
         take_over(self.folder)
         return self.writer()
+
+    def join(self, group: str, *, shares: int) -> Membership:  # noqa: ARG002  # a part of the contract
+        """See `LogPlace`."""
+        raise SharesError(
+            f"cannot share app {group!r}: its log is in the folder {str(self.folder)!r} of one machine, where one "
+            "process does the work; leave `shares` out, or keep the log on Kafka"
+        )
 
     def usage(self) -> LogUsage:
         """See `LogPlace`."""

@@ -14,8 +14,9 @@ from deltaworks.process.lineage import LINEAGE_FILE, Columns
 from deltaworks.process.lineage import read as read_lineage
 from deltaworks.process.live import publishing
 from deltaworks.process.pausing import Pause
+from deltaworks.process.place import AppHeldError
 from deltaworks.process.registry import load_app
-from deltaworks.process.runner import STATE_FILE, AppHeldError, Runner
+from deltaworks.process.runner import STATE_FILE, Runner
 from deltaworks.process.state import read_reached
 from deltaworks.store.lake_table import LakeTable
 
@@ -76,7 +77,7 @@ def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
     warm_up()
     with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
         if runner is not None:
-            with publishing(loaded, name=app, folder=config.app_folder(app)):
+            with publishing(loaded, name=app, folder=runner.folder):
                 runner.follow(stop)
 
 

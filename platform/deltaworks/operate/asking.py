@@ -15,9 +15,10 @@ from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.process.asked import read_asking
 from deltaworks.process.fold import Key
 from deltaworks.process.pausing import Pause
+from deltaworks.process.place import AppHeldError
 from deltaworks.process.registry import load_app
 from deltaworks.process.requests import Kind, Outcome, Request, Requests, Slice
-from deltaworks.process.runner import STATE_FILE, AppHeldError, Runner
+from deltaworks.process.runner import STATE_FILE, Runner
 
 LOOK_EVERY_S = 0.1
 """How often a caller looks how far the service is with its request."""
@@ -68,6 +69,11 @@ def reprocess(
         AppPausedError: a person paused the app; it does what was asked once it is resumed.
         DeltaworksError: whatever the app's run raises.
     """
+    if (shares := config.app(app).shares) is not None:
+        raise RequestRefusedError(
+            f"cannot reprocess entities of app {app!r}: no one process has all of its {shares} shares; stop every "
+            "member, change `shares` as the guide to Kafka says, and they make every document anew"
+        )
     return see_through(config, app, Request.new(Kind.REPROCESS, keys=keys, slice=part), on_progress=on_progress)
 
 

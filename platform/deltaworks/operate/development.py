@@ -17,8 +17,9 @@ from deltaworks.operate.lease import leased
 from deltaworks.process import explain
 from deltaworks.process.app import App
 from deltaworks.process.check import AppError
+from deltaworks.process.place import AppHeldError
 from deltaworks.process.registry import load_app
-from deltaworks.process.runner import AppHeldError, Runner
+from deltaworks.process.runner import Runner
 from deltaworks.process.shape import reads
 from deltaworks.process.tuning import TUNING_FILE, save_tuning
 from deltaworks.schema import TableName, TableSchema

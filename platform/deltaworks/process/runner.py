@@ -16,12 +16,11 @@ Under load a cycle simply takes more: a key touched a hundred times is processed
 """
 
 import asyncio
-import fcntl
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,7 +36,8 @@ from deltaworks.change import ChangeBatch, together
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.log.change_log import LogReader, StoredGroup
-from deltaworks.log.registry import open_reader
+from deltaworks.log.membership import Membership
+from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
 from deltaworks.process import lineage, metrics
@@ -51,9 +51,11 @@ from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pausing import LOOK_EVERY_S, Pause
 from deltaworks.process.pipeline import Outcome, Pipeline
+from deltaworks.process.place import take_folder
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
+from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, Standing, State, Waiting
@@ -94,10 +96,6 @@ def _watched(run: Callable[Concatenate["Runner", P], R]) -> Callable[Concatenate
     return watched
 
 
-class AppHeldError(TerminalError):
-    """Another process runs the app; there is one runner per app."""
-
-
 class Runner:
     """Runs one app; the only runner of it while it is open. Serves one thread at a time."""
 
@@ -117,6 +115,7 @@ class Runner:
         requests: Requests,
         pause: Pause,
         resources: ExitStack,
+        sharing: Sharing | None = None,
     ) -> None:
         """Use `open`."""
         self._app = app
@@ -149,7 +148,7 @@ class Runner:
             },
         )
         self._pause = pause
-
+        self._sharing = sharing
         self._watchdog = Watchdog(name, [*app.steps, *app.reactions])
         self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
         self._lineage_file = lineage_file
@@ -157,7 +156,7 @@ class Runner:
         self._has_standing = True
         self._fold_to = state.plan.fold_to()
         self._ranges: Ranges | None = None
-        if is_direct(app) and not state.plan.keeps_rows():
+        if is_direct(app) and sharing is None and not state.plan.keeps_rows():
             self._ranges = Ranges(
                 app,
                 log=log,
@@ -170,14 +169,24 @@ class Runner:
             )
 
     @classmethod
-    def open(cls, app: App, *, config: Config, name: str, log: LogReader | None = None) -> Self:
+    def open(
+        cls,
+        app: App,
+        *,
+        config: Config,
+        name: str,
+        log: LogReader | None = None,
+        membership: Membership | None = None,
+    ) -> Self:
         """Take the app `name` of the configuration: its state, its sinks and its clients.
 
-        `log` stands in for the source's log. Close the runner, or use it in a `with`.
+        `log` stands in for the source's log, which only one then reads; `membership` for the group of an app that has
+        shares. Close the runner, or use it in a `with`.
 
         Raises:
-            AppHeldError: another process runs it; the message has its id.
+            AppHeldError: another process runs it; the message has its id. Members of a group have one each.
             SchemaMismatchError: the tables in the log are not as the app declares them.
+            NotShareableError: the app has shares, and cannot be run by several processes.
             TerminalError: the app, its settings or a sink's store cannot be used.
         """
         app.validate()
@@ -190,9 +199,13 @@ class Runner:
         reader = log or open_reader(config, app.source)
         schemas = latest_schemas(reader, wanted=[table.name for table in app.tables])
         app.check(schemas.values(), is_complete=False)
+        shares = settings.shares if log is None or membership is not None else None
+        if shares is not None:
+            check_shareable(app, name=name)
         with ExitStack() as resources:
-            resources.callback(os.close, _take_lock(config.app_folder(name), name))
-            state = State.open(config.app_folder(name) / STATE_FILE, app)
+            folder, lock = take_folder(config.app_folder(name), name, is_shared=shares is not None)
+            resources.callback(os.close, lock)
+            state = State.open(folder / STATE_FILE, app, shares=shares)
             resources.callback(state.close)
             sinks = []
             for spec in app.sinks:
@@ -203,6 +216,11 @@ class Runner:
             closing = AsyncExitStack()
             resources.callback(lambda: loop.run(closing.aclose()))
             clients = loop.run(open_clients(app, closing, Settings(settings.settings, app=name)))
+            sharing = None
+            if shares is not None:
+                member = membership or log_of(config, app.source).join(name, shares=shares)
+                sharing = Sharing(app, shares=shares, membership=member, state=state, log=reader)
+                resources.callback(sharing.close)
             runner = cls(
                 app=app,
                 name=name,
@@ -213,13 +231,19 @@ class Runner:
                 pipeline=Pipeline(app, name=name, clients=clients),
                 clients=clients,
                 loop=loop,
-                lineage_file=config.app_folder(name) / LINEAGE_FILE,
-                requests=Requests.of(config.app_folder(name)),
+                lineage_file=folder / LINEAGE_FILE,
+                requests=Requests.of(folder),
                 pause=Pause(config.app_folder(name)),
                 resources=ExitStack(),
+                sharing=sharing,
             )
             runner._resources = resources.pop_all()
         return runner
+
+    @property
+    def folder(self) -> Path:
+        """Where its state is: the app's folder, or that of one of its members."""
+        return self._lineage_file.parent
 
     def close(self) -> None:
         """Close clients and sinks and let another runner in; a second call does nothing."""
@@ -243,7 +267,7 @@ class Runner:
         """Process everything that is in the log now.
 
         Held keys and an absent sink are tried again until nothing got better for `patience_s`; the report says what
-        is held then.
+        is held then. Of an app with shares this is one member, and it waits for the others.
 
         Raises:
             RetryableError: a sink was absent for longer than `patience_s`; nothing is lost.
@@ -256,10 +280,12 @@ class Runner:
         self._state.hasten()
         deadline = time.monotonic() + patience_s
         attempt = 0
+        others: Mapping[int, int] = {}
         while True:
             before = self._tally.settled
             try:
                 worked = self._cycle(up_to_sequence=end.sequence, on_progress=on_progress)
+                progress = self._sharing.members_progress() if self._sharing is not None and not worked else others
             except RetryableError as error:
                 attempt += 1
                 if time.monotonic() > deadline:
@@ -273,7 +299,12 @@ class Runner:
             is_stuck = time.monotonic() > deadline and not self._state.counts()[Standing.DIRTY]
             if worked and not is_stuck:
                 continue
+            if progress != others:
+                others, deadline = progress, time.monotonic() + patience_s
             next_try = self._state.next_try()
+            if next_try is None and others and min(others.values()) < end.sequence and time.monotonic() < deadline:
+                time.sleep(_LONGEST_WAIT_S / 4)
+                continue
             delay_s = 0.0 if next_try is None else max(0.0, next_try - time.time())
             if next_try is None or time.monotonic() + delay_s > deadline:
                 break
@@ -295,8 +326,10 @@ class Runner:
         while not stop.is_set():
             if self._pause.is_on:
                 stop.wait(LOOK_EVERY_S)
-                continue
             try:
+                if self._pause.is_on:
+                    self._take_part()
+                    continue
                 worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
                 attempt = 0
                 if not worked:
@@ -382,12 +415,16 @@ class Runner:
 
     def _make_dirty(self, keys: Sequence[Key] | None) -> int:
         self._state.answers.forget(keys)
-        return self._state.retry(among=list(Standing), keys=keys)
+        count = self._state.retry(among=list(Standing), keys=keys)
+        if self._sharing is not None:
+            self._sharing.keep_own()
+        return count
 
     # One cycle
 
     def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
         self._tuning.refresh()
+        self._take_part()
         if self._ranges is not None and self._answering.needs_rows():
             self._keep_rows("entities are to be processed again")
         folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._fold(up_to_sequence)
@@ -407,6 +444,11 @@ class Runner:
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
         return bool(folded or waiting or told.tried or is_asked)
+
+    def _take_part(self) -> None:
+        if self._sharing is not None:
+            self._sharing.turn()
+            self._sharing.confirm(every_s=CONFIRM_EVERY_S)
 
     def _run_range(self, ranges: Ranges, up_to_sequence: int) -> bool:
         try:
@@ -473,16 +515,22 @@ class Runner:
                 found = self._state.users(table, fold) if table in self._app.lookups else self._state.apply(table, fold)
                 for key, at in found.items():
                     touched.touch(key, at)
-            self._state.mark(touched.touched)
+            due = self._mark(touched.touched, low=groups[0].header.sequence, high=last.sequence)
             self._state.ledger.take(batches, after=self._checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(checkpoint)
             faults.reach("process.before_fold_commit")
         faults.reach("process.after_fold")
         self._checkpoint = checkpoint
-        self._note_arrivals(touched.touched, last.appended_at)
+        self._note_arrivals({key: touched.touched[key] for key in due}, last.appended_at)
         self._tally.changes += change_count
         self._tally.incomplete += sum(fold.incomplete for fold in folds.values())
         metrics.CHANGES.labels(self._name).inc(change_count)
+
+    def _mark(self, touched: Mapping[Key, At], *, low: int, high: int) -> Collection[Key]:
+        if self._sharing is not None:
+            return self._sharing.mark(touched, low=low, high=high)
+        self._state.mark(touched)
+        return touched.keys()
 
     def _fold_batch(self, fold: Fold, table: Table[Any], batch: ChangeBatch) -> None:
         if table in self._app.lookups:
@@ -504,6 +552,8 @@ class Runner:
         is_all = len(waiting) < ENTITIES_PER_CYCLE
         leave = self._leaving.prepare(outcome, waiting)
         refused: frozenset[Key] = frozenset()
+        if self._sharing is not None:
+            self._sharing.check()
         self._write(leave.outcome)
         if leave.outcome.documents:
             # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
@@ -648,18 +698,3 @@ def _delay_s(error: RetryableError, attempt: int) -> float:
     """How long to wait after failed try `attempt`: by our own patience, or longer where the sink asked for it."""
     asked_s = error.after_s if isinstance(error, SinkAwayError) else None
     return max(_SINK_BACKOFF.delay_s(attempt), asked_s or 0.0)
-
-
-def _take_lock(folder: Path, name: str) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        # The kernel lets go of the lock when the process ends, however it ends.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise AppHeldError(f"cannot run app {name!r}: process {holder} runs it; stop that one first") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor

@@ -11,6 +11,7 @@
 | `letter`      | what is known of entities that failed for good, see `letters`                     |
 | `answer`      | what an enrichment with `when=changed(…)` found for an entity                     |
 | `asked`       | entities that a request wants processed again, see `asked`                        |
+| `touched`     | the share of each entity, where several processes share an app, see `shares`      |
 | `checkpoint`  | the last group of the log that is folded into the rows                            |
 | `taken`, …    | the app's part of the proof that nothing is lost; see `ledger`                    |
 
@@ -50,6 +51,8 @@ from deltaworks.process.plan import Plan
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
+from deltaworks.process.shares import STATEMENTS as SHARE_TABLES
+from deltaworks.process.shares import Shares
 from deltaworks.process.source import Table
 from deltaworks.process.turns import MAY_GO as TURN_MAY_GO
 from deltaworks.process.turns import STATEMENTS as TURN_TABLES
@@ -143,10 +146,11 @@ class State:
         self.windows = None if app.windowing is None else Windows(connection, app.windowing)
         self.answers = Answers(connection, [step.into for step in app.enrichments if step.when is not None])
         self.asked = Asked(connection)
+        self.shares = Shares(connection)
 
     @classmethod
-    def open(cls, file: Path, app: App) -> Self:
-        """Open or create the state; one that was made for other tables, keys or columns starts empty.
+    def open(cls, file: Path, app: App, *, shares: int | None = None) -> Self:
+        """Open or create the state; one that was made for other tables, keys, columns or shares starts empty.
 
         An emptied state makes the app read the log from its start, so every column is there again.
         """
@@ -156,7 +160,7 @@ class State:
         connection.execute("pragma synchronous = full")
         connection.execute("pragma cache_size = -65536")
         state = cls(connection, app)
-        state._create()
+        state._create(_fingerprint(app, shares))
         state.ledger.create()
         return state
 
@@ -234,11 +238,15 @@ class State:
                 touched.touch(entity, at)
         return touched.touched
 
-    def mark(self, touched: Mapping[Key, At]) -> None:
-        """Make these entities dirty, at the newest of their changes; inside `folding`."""
+    def mark(self, touched: Mapping[Key, At], *, is_due: bool = True) -> None:
+        """Make these entities dirty, at the newest of their changes; inside `folding`.
+
+        Without `is_due` they are only known: another member processes them.
+        """
+        standing = Standing.DIRTY if is_due else Standing.CLEAN
         self._connection.executemany(
             """
-            insert into entity (_key, position, ordinal, committed_at, is_read, standing) values (?, ?, ?, ?, ?, 1)
+            insert into entity (_key, position, ordinal, committed_at, is_read, standing) values (?, ?, ?, ?, ?, ?)
             on conflict (_key) do update set
               is_read = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.is_read, is_read),
               position = iif((excluded.position, excluded.ordinal) > (position, ordinal), excluded.position, position),
@@ -246,9 +254,9 @@ class State:
               committed_at = iif(
                 (excluded.position, excluded.ordinal) > (position, ordinal), excluded.committed_at, committed_at),
               attempts = iif(standing = 2 or standing = 3 and holds, attempts, 0),
-              standing = iif(standing = 2 or standing = 3 and holds, standing, 1)
+              standing = iif(standing = 2 or standing = 3 and holds, standing, excluded.standing)
             """,
-            ((key, at.position, at.ordinal, at.committed_at, at.is_read) for key, at in touched.items()),
+            ((key, at.position, at.ordinal, at.committed_at, at.is_read, standing) for key, at in touched.items()),
         )
         self.letters.note_waiting(touched, entity_rows=self.rows.name_of(self._app.entity))
 
@@ -428,11 +436,10 @@ class State:
             raise
         self._connection.execute("commit")
 
-    def _create(self) -> None:
+    def _create(self, fingerprint: str) -> None:
         with self.folding():
             self._connection.execute("create table if not exists made_for (fingerprint text)")
             row = self._connection.execute("select fingerprint from made_for").fetchone()
-            fingerprint = _fingerprint(self._app)
             if row is not None and row[0] == fingerprint:
                 return
             tables = self._connection.execute("select name from sqlite_master where type = 'table'").fetchall()
@@ -468,6 +475,7 @@ _STATEMENTS = (
     *WINDOW_TABLES,
     ANSWER_TABLE,
     *ASKED_TABLES,
+    *SHARE_TABLES,
 )
 
 
@@ -491,7 +499,7 @@ def read_reached(file: Path) -> Lsn:
     return read_checkpoint(file).reached
 
 
-def _fingerprint(app: App) -> str:
+def _fingerprint(app: App, shares: int | None) -> str:
     tables = [
         [str(table.name), table.key or app.key, [(item.name, str(item)) for item in table.fields]]
         for table in app.tables
@@ -499,4 +507,5 @@ def _fingerprint(app: App) -> str:
     lookups = [step.into for step in app.enrichments if step.lookup is not None]
     step = app.windowing
     window = None if step is None else repr((step.time, step.size, step.every, step.by, step.lateness, step.aggregates))
-    return json.dumps([_FORMAT, app.key, tables, lookups, window, is_direct(app)])
+    shared = [] if shares is None else [shares]
+    return json.dumps([_FORMAT, app.key, tables, lookups, window, is_direct(app), *shared])

@@ -86,6 +86,24 @@ class Client:
             }
         )
 
+    def member(self, *, group: str) -> Consumer:
+        """A consumer that takes part in a group and commits offsets when it is told to."""
+        kafka = _library()
+        session_ms = int(self.settings.member_timeout_s * 1000)
+        return kafka.Consumer(  # type: ignore[no-any-return]
+            self._common()
+            | {
+                "group.id": group,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": session_ms,
+                "heartbeat.interval.ms": session_ms // 5,
+                "max.poll.interval.ms": max(300_000, session_ms),
+                "allow.auto.create.topics": False,
+            }
+        )
+
     def admin(self) -> AdminClient:
         """What makes and describes topics."""
         _library()

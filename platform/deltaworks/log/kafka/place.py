@@ -12,6 +12,7 @@ from pathlib import Path
 from deltaworks.config import KafkaLogConfig
 from deltaworks.log.holder import holder_of
 from deltaworks.log.kafka.client import Client
+from deltaworks.log.kafka.membership import KafkaMembership
 from deltaworks.log.kafka.reader import KafkaLogReader
 from deltaworks.log.kafka.writer import KafkaLogWriter
 from deltaworks.log.lock import LOCK_FILE, replace_lock
@@ -39,6 +40,10 @@ class KafkaLog:
         """See `LogPlace`. The brokers fence the old writer's transactions."""
         replace_lock(self._folder)
         return self.writer()
+
+    def join(self, group: str, *, shares: int) -> KafkaMembership:
+        """See `LogPlace`. Kafka's own consumer group."""
+        return KafkaMembership(self._client, group=group, shares=shares)
 
     def usage(self) -> None:
         """See `LogPlace`. The brokers keep it."""

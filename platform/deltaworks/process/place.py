@@ -1,0 +1,55 @@
+"""The folder of an app and who holds it: one runner per folder, and a folder for each member on one machine.
+
+home/process/<app>/            state, lock        the only runner, or a machine's first member
+home/process/<app>/member-1/   state, lock        the next member
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from deltaworks.errors import TerminalError
+
+MOST_MEMBERS = 64
+"""Members of one app on one machine; one for each core is plenty."""
+
+
+class AppHeldError(TerminalError):
+    """Another process runs the app; there is one runner per app, or per share of it."""
+
+
+def take_folder(folder: Path, name: str, *, is_shared: bool) -> tuple[Path, int]:
+    """The folder for a runner's state and the descriptor of its lock; close it to let go.
+
+    Raises:
+        AppHeldError: another process has it; the message has its id.
+    """
+    if not is_shared:
+        return folder, take_lock(folder, name)
+    for number in range(MOST_MEMBERS):
+        own = folder / f"member-{number}" if number else folder
+        try:
+            return own, take_lock(own, name)
+        except AppHeldError:
+            continue
+    raise AppHeldError(f"cannot run app {name!r}: {MOST_MEMBERS} processes run it on this machine; stop some first")
+
+
+def take_lock(folder: Path, name: str) -> int:
+    """The descriptor of the folder's lock, with this process's id in it.
+
+    Raises:
+        AppHeldError: another process holds it; the message has its id.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # The kernel lets go of the lock when the process ends, however it ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise AppHeldError(f"cannot run app {name!r}: process {holder} runs it; stop that one first") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

@@ -1,0 +1,196 @@
+"""Several runners of one app: each folds the whole log, and processes the entities of its shares only.
+
+    member A   fold ═══════════════╗ shares 0 1 2 ──► steps, services, sinks
+    member B   fold ═══════════════╝ shares 3 4 5 ──► steps, services, sinks        share = hash of the entity's key
+
+Rows of several tables meet in an entity, a row can move from one entity to another, and a change may come without the
+columns that it did not touch: so no part of the log is enough for a part of the entities. Therefore every member keeps
+all rows, and a share moves without any state. What moves is one number, kept by the log's group:
+
+    done    every entity of the share whose newest change is in this group or before is settled: in the sinks
+
+| when                     | then                                                                                      |
+|--------------------------|-------------------------------------------------------------------------------------------|
+| a share is given         | the member folds up to where the log ends now, so that it is not behind anyone before it  |
+| it has folded that far   | entities of the share that were touched after `done` are due                              |
+| a share is asked for     | nothing of it is under way; how far it is, is confirmed; others go on from there          |
+| the member is cut off    | its next `check` fails before it writes; others go on from what it confirmed last         |
+| it was frozen in a write | the sinks refuse what is older than what they hold, so every sink has to keep versions    |
+
+What is held or dead stays undone, so who takes its share tries it again.
+"""
+
+import time
+from collections.abc import Collection, Mapping
+
+import structlog
+
+from deltaworks.errors import DeltaworksError, TerminalError
+from deltaworks.log.change_log import LogReader
+from deltaworks.log.membership import Membership
+from deltaworks.process.app import App
+from deltaworks.process.fold import At, Key
+from deltaworks.process.shares import share_of
+from deltaworks.process.state import State
+
+CONFIRM_EVERY_S = 1.0
+"""How often it is said how far the shares are; what a death repeats at most."""
+
+logger = structlog.get_logger(__name__)
+
+
+class NotShareableError(TerminalError):
+    """An app cannot be run by several processes; the message lists every reason."""
+
+
+def check_shareable(app: App, *, name: str) -> None:
+    """Let an app through that several members may run.
+
+    Raises:
+        NotShareableError: it remembers what only one process can, or a sink would take an older document.
+    """
+    reasons = [
+        f"step {step.name!r} under on_change ({step.place}): its turns are told by one" for step in app.reactions
+    ]
+    if app.windowing is not None:
+        reasons.append(f"window {app.windowing.name!r} ({app.windowing.place}): it counts entities of every share")
+    for spec in app.sinks:
+        if spec.capabilities.is_in_home:
+            reasons.append(f"sink {spec.name!r}: a {type(spec).__name__} has one writer, on one machine")
+        elif not spec.capabilities.is_versioned:
+            reasons.append(f"sink {spec.name!r}: a {type(spec).__name__} does not refuse an older document")
+    if reasons:
+        listing = "\n".join(f"  - {reason}" for reason in reasons)
+        raise NotShareableError(
+            f"cannot share app {name!r}, {len(reasons)} reasons; leave `shares` out, or put these in an app of their "
+            f"own:\n{listing}"
+        )
+
+
+class Sharing:
+    """One member's part of an app. Serves the runner's thread."""
+
+    def __init__(self, app: App, *, shares: int, membership: Membership, state: State, log: LogReader) -> None:
+        self._app = app
+        self._shares = shares
+        self._membership = membership
+        self._state = state
+        self._log = log
+        self._coming: dict[int, int] = {}
+        self._fold_to: int | None = None
+        self._done: dict[int, int] = {}
+        self._confirmed: dict[int, int] = {}
+        self._confirmed_at = float("-inf")
+        # Who has which share, and what was held or dead in it, is known to the group alone.
+        with state.folding():
+            state.shares.keep_only(())
+
+    @property
+    def shares(self) -> frozenset[int]:
+        """The shares that this member processes now."""
+        return frozenset(self._done)
+
+    def turn(self) -> None:
+        """Take part in the group: leave what is asked for, and take what is given; between two cycles.
+
+        Raises:
+            RetryableError: the group or the log does not answer.
+        """
+        moved = self._membership.poll(self._leave)
+        if moved.lost:
+            self._drop(moved.lost)
+        if moved.given:
+            self._coming.update(moved.given)
+            self._fold_to = None
+        if not self._coming:
+            return
+        if self._fold_to is None:
+            # Whoever had these shares before has written nothing that is not in the log by now.
+            self._fold_to = self._log.end().sequence
+        if self._state.checkpoint().sequence >= self._fold_to:
+            self._begin()
+
+    def mark(self, touched: Mapping[Key, At], *, low: int, high: int) -> Collection[Key]:
+        """Make entities dirty that are this member's to do, and note all; inside `folding`. Gives those it marked."""
+        share_by_key = {key: share_of(key, shares=self._shares) for key in touched}
+        self._state.shares.note(share_by_key, low=low, high=high)
+        due = {key: at for key, at in touched.items() if self._done.get(share_by_key[key], high) < high}
+        self._state.mark(due)
+        self._state.mark({key: at for key, at in touched.items() if key not in due}, is_due=False)
+        return due
+
+    def check(self) -> None:
+        """Let a write through that is still this member's to do.
+
+        Raises:
+            MembershipLostError: it is not known to be; nothing may be written.
+        """
+        if time.monotonic() - self._confirmed_at > self._membership.lease_s:
+            self.confirm()
+
+    def confirm(self, *, every_s: float = 0.0) -> None:
+        """Say how far this member's shares are.
+
+        Raises:
+            MembershipLostError: nobody heard it.
+        """
+        began_at = time.monotonic()
+        if not self._done or began_at - self._confirmed_at < every_s:
+            return
+        self._advance()
+        if every_s and self._done == self._confirmed and began_at - self._confirmed_at < self._membership.lease_s:
+            return
+        self._membership.confirm(self._done)
+        self._confirmed = dict(self._done)
+        self._confirmed_at = began_at
+
+    def keep_own(self) -> None:
+        """Let go of entities that were made due and are others'; inside `settling`."""
+        self._state.shares.keep_only(self._done)
+
+    def members_progress(self) -> Mapping[int, int]:
+        """How far every share is, whoever has it, after saying so of one's own."""
+        self.confirm()
+        return self._membership.progress()
+
+    def close(self) -> None:
+        """Leave the group, after saying how far the shares are; a second call does nothing."""
+        try:
+            self.confirm()
+        except DeltaworksError as error:
+            logger.warning("a member leaves without a word", app=self._app.name, error=str(error))
+        self._done = {}
+        self._membership.close()
+
+    def _begin(self) -> None:
+        checkpoint = self._state.checkpoint()
+        with self._state.settling():
+            for share, done in self._coming.items():
+                self._state.shares.begin(share, done=done)
+                if self._app.lookups:
+                    self._state.shares.begin_anew(share, position=checkpoint.position.value)
+        logger.info("shares are taken", app=self._app.name, shares=sorted(self._coming))
+        self._done.update(self._coming)
+        self._coming = {}
+        # What came with another generation is no proof for this one.
+        self._confirmed_at = float("-inf")
+
+    def _leave(self, shares: Collection[int]) -> Mapping[int, int]:
+        self._advance()
+        done = {share: self._done[share] for share in shares if share in self._done}
+        self._drop(shares)
+        logger.info("shares are left", app=self._app.name, shares=sorted(shares))
+        return done
+
+    def _drop(self, shares: Collection[int]) -> None:
+        for share in shares:
+            self._done.pop(share, None)
+            self._coming.pop(share, None)
+        with self._state.settling():
+            self._state.shares.end(shares)
+
+    def _advance(self) -> None:
+        undone = self._state.shares.first_undone()
+        folded = self._state.checkpoint().sequence
+        for share, done in self._done.items():
+            self._done[share] = max(done, undone.get(share, folded + 1) - 1)
