@@ -4,7 +4,7 @@ A new sink is one function here and its name in `HERE` or `SERVERS`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -70,6 +70,12 @@ class House:
     """Values that make a film one that the sink can never take."""
     away: Callable[[], AbstractContextManager[None]] | None = None
     """Makes its server absent; not where there is none."""
+    steps: Sequence[str] = ()
+    """Places in the sink itself where dying would be interesting, as `faults.reach` names them."""
+    many: int = 10_000
+    """Documents of a large batch: as many as take it a second or two."""
+    outlives: bool = True
+    """What was flushed is there when the process that flushed it is gone."""
 
     @property
     def can(self) -> Capabilities:
@@ -116,13 +122,25 @@ def read_back(spec: SinkSpec, config: Config) -> dict[str, Mapping[str, Any]]:
 
 def memory(request: pytest.FixtureRequest, home: Path) -> House:
     spec, config = MemorySink("films"), config_with(home)
-    return House(spec=spec, config=config, state=lambda: read_back(spec, config), unfit={"tags": UNFIT}, away=spec.away)
+    return House(
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        unfit={"tags": UNFIT},
+        away=spec.away,
+        outlives=False,
+    )
 
 
 def search_index(request: pytest.FixtureRequest, home: Path) -> House:
     spec, config = SearchIndex("films", text={"title": 1.0}), config_with(home)
     return House(
-        spec=spec, config=config, state=lambda: read_back(spec, config), form=as_json, unfit={"lead": object()}
+        spec=spec,
+        config=config,
+        state=lambda: read_back(spec, config),
+        form=as_json,
+        unfit={"lead": object()},
+        steps=("search.before_commit", "search.after_commit"),
     )
 
 
@@ -141,7 +159,13 @@ def lake_table(request: pytest.FixtureRequest, home: Path) -> House:
                         newest[row["film_id"]] = (version, body)
         return {key_text(key): body for key, (_, body) in newest.items() if body is not None}
 
-    return House(spec=LakeTable("films", schema=Film), config=config, state=state, unfit={"votes": "many"})
+    return House(
+        spec=LakeTable("films", schema=Film),
+        config=config,
+        state=state,
+        unfit={"votes": "many"},
+        steps=("log.after_write", "log.after_fsync", "log.after_publish"),
+    )
 
 
 def postgres_table(request: pytest.FixtureRequest, home: Path) -> House:
@@ -156,6 +180,7 @@ def postgres_table(request: pytest.FixtureRequest, home: Path) -> House:
         state=lambda: read_back(spec, config),
         unfit={"votes": "secret many"},
         away=gate.closed,
+        steps=("sql_table.before_commit",),
     )
 
 
@@ -171,6 +196,7 @@ def webhook(request: pytest.FixtureRequest, home: Path) -> House:
         form=as_json,
         unfit={"votes": "secret many"},
         away=gate.closed,
+        many=500,
     )
 
 
@@ -224,6 +250,7 @@ def mysql_table(request: pytest.FixtureRequest, home: Path) -> House:
         form=lambda body: body | {name: as_json(body)[name] for name in ("tags", "lead", "cast")},
         unfit={"votes": "secret many"},
         away=gate.closed,
+        steps=("sql_table.before_commit",),
     )
 
 
@@ -248,6 +275,7 @@ HERE: Mapping[str, Build] = {
     "search index": search_index,
     "lake table": lake_table,
     "postgres table": postgres_table,
+    "webhook": webhook,
 }
 """Those that need Python packages only."""
 SERVERS: Mapping[str, Build] = {

@@ -83,6 +83,14 @@ def start(
     return Child(process)
 
 
+def call(function: Hook, *arguments: object, output: Path) -> Child:
+    """A function in a process of its own, writing to the end of `output`; both have to be picklable."""
+    output.touch()
+    process = _context().Process(target=_call, args=(function, arguments, output), daemon=True)
+    process.start()
+    return Child(process)
+
+
 def _context() -> ForkServerContext:
     if not _CONTEXT:
         context = multiprocessing.get_context("forkserver")
@@ -107,6 +115,19 @@ def _importable(folder: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def _call(function: Hook, arguments: Sequence[object], output: Path) -> None:
+    _write_to(output)
+    function(*arguments)
+
+
+def _write_to(output: Path) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
 def _run(
     command: Sequence[str],
     output: Path,
@@ -118,11 +139,7 @@ def _run(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(descriptor, stream.fileno())
-    os.close(descriptor)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _write_to(output)
     sys.argv = ["deltaworks", *command]
     if before is not None:
         before(*arguments)

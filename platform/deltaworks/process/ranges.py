@@ -137,6 +137,7 @@ class Ranges:
             self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
             self._state.ledger.take(batches, after=checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(ranged.checkpoint)
+            faults.reach("process.before_settle_commit")
         faults.reach("process.after_checkpoint")
         return ranged
 
@@ -170,6 +171,7 @@ class Ranges:
         batch = document_batch(judged, made)
         one_by_one: list[Document] | None = None
         for sink in self._sinks:
+            faults.reach("process.before_write")
             if isinstance(sink, BatchSink):
                 sink.write_batch(batch)
             elif len(batch):
@@ -186,6 +188,7 @@ class Ranges:
 
     def _write(self, outcome: Outcome) -> None:
         for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
+            faults.reach("process.before_write")
             if outcome.documents:
                 sink.write(outcome.documents_for(spec.name))
             faults.reach("process.after_write")

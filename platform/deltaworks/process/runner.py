@@ -570,12 +570,14 @@ class Runner:
             durable = (each for each in leave.outcome.documents if each.key not in refused)
             self._state.ledger.leave(durable, leave.outcome.routes)
             self._state.settle(leave.settled, outcome.setbacks)
+            faults.reach("process.before_settle_commit")
         faults.reach("process.after_checkpoint")
         self._count(outcome, len(waiting))
         self._observe_lineage_once()
 
     def _write(self, outcome: Outcome) -> None:
         for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
+            faults.reach("process.before_write")
             if outcome.documents:
                 sink.write(faults.hand_over("process.write", outcome.documents_for(spec.name)))
             faults.reach("process.after_write")
