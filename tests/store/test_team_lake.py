@@ -18,16 +18,16 @@ from deltaworks.config import S3Config
 from deltaworks.gate.release import current_release, release
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.recorder import drain
-from deltaworks.store.address import CatalogAddressError, LakeAddress
-from deltaworks.store.lake import Lake, LakeUnavailableError
-from deltaworks.store.load import load
-from deltaworks.store.object_store import (
+from deltaworks.object_store import (
     PROBE,
     ConditionalWriteError,
     ObjectStore,
     ObjectStoreDeniedError,
     ObjectStoreDownError,
 )
+from deltaworks.store.address import CatalogAddressError, LakeAddress
+from deltaworks.store.lake import Lake, LakeUnavailableError
+from deltaworks.store.load import load
 from deltaworks.store.verify import verify
 from deltaworks.testing.faults import fail_at
 from deltaworks.testing.postgres import free_port

@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from deltaworks.config import Config, S3Config
 from deltaworks.errors import TerminalError
-from deltaworks.store.object_store import ObjectStore
-from deltaworks.store.secret import Secret
+from deltaworks.object_store import ObjectStore
+from deltaworks.store.secret import Secret, data_secret
 
 _SQLITE, _POSTGRES, _S3 = "sqlite:", "postgres:", "s3://"
 
@@ -77,7 +77,7 @@ class LakeAddress:
         Raises:
             ObjectStoreDeniedError: the data is on S3 and there are no keys.
         """
-        keys = None if self.store is None else self.store.secret()
+        keys = None if self.store is None else data_secret(self.store)
         return tuple(secret for secret in (self.login, keys) if secret is not None)
 
     def attach(self, *, read_only: bool) -> str:
