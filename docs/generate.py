@@ -25,6 +25,7 @@ import deltaworks
 from deltaworks.cli import app
 from deltaworks.config import (
     AppConfig,
+    ArchiveConfig,
     Config,
     KafkaLogConfig,
     LakeConfig,
@@ -74,6 +75,7 @@ def config_page() -> str:
         ("the file", Config),
         ("sources.NAME", PostgresConfig),
         ("sources.NAME.log, kind: local", LocalLogConfig),
+        ("sources.NAME.log.archive, kind: local", ArchiveConfig),
         ("sources.NAME.log, kind: kafka", KafkaLogConfig),
         ("apps.NAME", AppConfig),
         *(

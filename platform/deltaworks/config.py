@@ -37,6 +37,23 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class ArchiveConfig(_Model):
+    """S3, or a store with its API, where closed segments of a local log are kept for good. Needs
+    `pip install deltaworks[aws]`; keys are those that AWS's own rules find: environment, profile, role.
+    """
+
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    """An existing bucket. The keys need `s3:PutObject`, `s3:GetObject` and `s3:ListBucket` in it, nothing to remove."""
+    prefix: Annotated[str, Field(pattern=r"^([\w.=-]+(/[\w.=-]+)*)?$")] = "deltaworks"
+    """What the objects' names begin with; the log of a source is below `<prefix>/<source>/`."""
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/\s]+$")] | None = None
+    """`https://host:port` of a service that speaks S3; AWS when left out."""
+    region: str = "us-east-1"
+    """The bucket's region."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    """What copies of segments that readers fetched from the archive may take under `home`, but for the newest one."""
+
+
 class LocalLogConfig(_Model):
     """A change log in a folder of this machine, under `home`."""
 
@@ -51,6 +68,9 @@ class LocalLogConfig(_Model):
     """Segments older than this are removed although an app or the lake has not read them: it is left behind."""
     max_bytes: Annotated[int, Field(gt=0)] | None = None
     """What the log keeps at most, by segments, read or not: who has not read them is left behind."""
+    archive: ArchiveConfig | None = None
+    """Where segments are copied to once nobody writes to them; readers go on from there, and nothing is removed here
+    before it is there."""
 
     @property
     def is_kept_whole(self) -> bool:
@@ -284,6 +304,10 @@ class Config(_Model):
     def log_folder(self, name: str) -> Path:
         """The folder of a log, or of what its writer keeps here when the log is elsewhere; see `log.registry`."""
         return self.home / "log" / name
+
+    def archive_cache_folder(self, name: str) -> Path:
+        """Copies of segments that were fetched from a log's archive; may be removed at any time."""
+        return self.home / "archive_cache" / name
 
     def dump_folder(self, source: str) -> Path:
         """The requests for dumps of a source, and how they ended."""

@@ -34,6 +34,7 @@ from deltaworks.config import Config
 from deltaworks.errors import DeltaworksError
 
 if TYPE_CHECKING:
+    from deltaworks.log.archive.standing import ArchiveStatus
     from deltaworks.log.status import CaptureStatus, TableDumpStatus
     from deltaworks.operate import DumpStatus
 
@@ -115,7 +116,11 @@ def capture(
         return
     leave_pandas_out()
     stop = stop_on_signal()
-    with operate.metrics_server(settings, source, port=metrics), operate.retiring(settings, source):
+    with (
+        operate.metrics_server(settings, source, port=metrics),
+        operate.retiring(settings, source),
+        operate.archiving(settings, source),
+    ):
         operate.follow_capture(settings, source, stop=stop)
 
 
@@ -377,6 +382,8 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     service = f"captured by process {status.service}" if status.service is not None else "no service"
     lines.add_row(Text(status.source, style="bold"), f"{service}, {status.changes_per_s:,.1f} changes/s")
     lines.add_row("log", f"{status.position}, {status.changes:,} changes, {status.transactions:,} transactions")
+    if status.archive is not None:
+        lines.add_row("archive", _archive_text(status.archive))
     for gap in status.gaps:
         lines.add_row("gap", Text(gap, style="red"))
     if status.unreachable is not None:
@@ -391,6 +398,18 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     state = f"{'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}"
     lines.add_row("slot", f"{slot.name}: {state}, {byte_text(slot.kept_bytes)} kept, {room}")
     return lines
+
+
+def _archive_text(archive: "ArchiveStatus") -> Text:
+    behind = f"{archive.behind_segments:,} segments, {byte_text(archive.behind_bytes)} behind"
+    text = Text(f"{archive.segments:,} segments, {byte_text(archive.bytes)}, {behind}")
+    if archive.fault is not None:
+        what = "stopped" if archive.fault.is_stopped else "away"
+        text.append(
+            f"; {what} since {archive.fault.since}, what is not archived is kept here: {archive.fault.error}",
+            style="red",
+        )
+    return text
 
 
 def _capture_table(status: "CaptureStatus") -> Table:

@@ -1,8 +1,9 @@
 """`deltaworks log …`: look into change logs, and check them."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,21 +23,37 @@ from deltaworks.config import Config
 from deltaworks.log.change_log import GroupHeader
 from deltaworks.position import Lsn
 
+if TYPE_CHECKING:
+    from deltaworks.log.archive.standing import ArchiveStatus
+
 log = typer.Typer(name="log", help="List, look into, follow and check change logs.", no_args_is_help=True)
 LogName = Annotated[str, typer.Argument(metavar="LOG", help="A source, or an app that writes to the lake.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @log.command(name="ls")
-def ls(*, is_json: IsJson = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def ls(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[LOG]", help="List the segments of this log, and where each lies.")
+    ] = None,
+    *,
+    is_json: IsJson = False,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
     """List the change logs: groups and offsets they keep, the position they have got to, what they take, their age."""
     from deltaworks import operate
 
+    if name is not None:
+        _list_segments(load_config(config), name, is_json=is_json)
+        return
     logs = operate.list_logs(load_config(config))
     if is_json:
         out.print_json(data=[each.to_json() for each in logs])
         return
     table = Table("log", "kind", "groups", "offsets", "position", "segments", "size", "oldest", "writer")
+    has_archive = any(each.archive is not None for each in logs)
+    if has_archive:
+        table.add_column("archived")
     now = datetime.now(UTC)
     for each in logs:
         oldest, usage = each.oldest, each.usage
@@ -50,7 +67,29 @@ def ls(*, is_json: IsJson = False, config: ConfigFile = DEFAULT_CONFIG) -> None:
             byte_text(usage.bytes) if usage else "",
             f"{second_text((now - oldest.appended_at).total_seconds())} ago" if oldest else "",
             f"process {each.writer}" if each.writer is not None else "",
+            *([_archived_text(each.archive)] if has_archive else []),
         )
+    out.print(table)
+
+
+def _archived_text(archive: "ArchiveStatus | None") -> str:
+    if archive is None:
+        return ""
+    behind = f", {archive.behind_segments:,} to go" if archive.behind_segments else ""
+    return f"{archive.segments:,}{behind}{', see status' if archive.fault else ''}"
+
+
+def _list_segments(config: Config, name: str, *, is_json: bool) -> None:
+    from deltaworks import operate
+
+    places = operate.list_segments(config, name)
+    if is_json:
+        out.print_json(data=[asdict(place) for place in places])
+        return
+    table = Table("groups", "size", "lies")
+    for place in places:
+        last = f"{place.last:,}" if place.last is not None else "…"
+        table.add_row(f"{place.first:,} – {last}", byte_text(place.bytes), ", ".join(place.where))
     out.print(table)
 
 
@@ -137,8 +176,23 @@ def retire(
         f"{done.oldest_sequence} on",
         highlight=False,
     )
+    if done.unarchived:
+        out.print(
+            f"{done.unarchived:,} segments stay until they are archived; see `deltaworks status`", highlight=False
+        )
     if done.left_behind:
         out.print(f"left behind: {', '.join(done.left_behind)}; run `deltaworks dump {source}`", highlight=False)
+
+
+@log.command()
+def archive(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Copy closed segments of SOURCE's log to its archive now; a capture service does it itself."""
+    from deltaworks import operate
+
+    settings = load_config(config)
+    done = operate.archive_log(settings, source)
+    size = byte_text(sum(segment.bytes for segment in done))
+    out.print(f"{source}: {len(done):,} segments, {size} archived", highlight=False)
 
 
 @log.command()

@@ -56,6 +56,10 @@ class OffsetRetiredError(TerminalError):
     """The asked offset is older than what the log keeps; the message names the dump that mends it."""
 
 
+class ArchivedSegmentGoneError(OffsetRetiredError):
+    """Groups that are kept in the log's archive only are not there any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Changes to append together.

@@ -4,12 +4,14 @@ import math
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from deltaworks.log.change_log import (
     EMPTY_END,
+    ArchivedSegmentGoneError,
     CorruptLogError,
     GroupHeader,
     LogEnd,
@@ -23,15 +25,32 @@ from deltaworks.log.segment import BadFrameError, decode_frame, read_body, read_
 from deltaworks.log.segment_file import corrupt, durable_frame, opened, retired
 from deltaworks.log.wake import wait_until
 
+_FETCH_TRIES = 5
+
+
+class SegmentSource(Protocol):
+    """Where segments are that a log's folder has no more; see `archive.cache`."""
+
+    def firsts(self) -> Collection[int]:
+        """The first sequence of each."""
+
+    def fetch(self, first: int) -> Path:
+        """A folder on this machine that has the segment now; it may be gone from there a moment later.
+
+        Raises:
+            ArchivedSegmentGoneError: it is nowhere any more.
+        """
+
 
 class LocalLogReader:
     """Reads a log folder, also while another process writes to it; sees durable groups only.
 
-    Thread-safe. Holds no file open between calls.
+    Groups that are not in the folder any more are read from `archive`. Thread-safe. Holds no file open between calls.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, archive: SegmentSource | None = None) -> None:
         self.folder = folder
+        self._archive = archive
         self._lock = threading.Lock()
         self._identity = (0, 0)
         self._end = EMPTY_END
@@ -55,9 +74,11 @@ class LocalLogReader:
     def oldest(self) -> GroupHeader | None:
         """See `LogReader.oldest`."""
         end = self.end().sequence
-        while (first := min(segments(self.folder), default=0)) <= end:
+        while (first := min(self._segments(), default=0)) <= end:
             try:
                 return self.header(first)
+            except ArchivedSegmentGoneError:
+                raise
             except OffsetRetiredError:
                 # It was retired between the two looks; the one after it is the oldest now.
                 continue
@@ -81,7 +102,7 @@ class LocalLogReader:
     def headers_backwards(self) -> Iterator[GroupHeader]:
         """Headers from the last group to the oldest that is kept."""
         last = self.end().sequence
-        oldest = min(segments(self.folder), default=0)
+        oldest = min(self._segments(), default=0)
         for sequence in range(last, oldest - 1, -1):
             try:
                 header = self.header(sequence)
@@ -110,12 +131,12 @@ class LocalLogReader:
         while sequence <= last and left > 0:
             with self._lock:
                 first, start = self._locate(sequence)
-            with opened(self.folder, first) as descriptor:
-                frame = durable_frame(descriptor, start, path=self.folder / segment_name(first), sequence=sequence)
+            with self._opened(first) as (descriptor, path):
+                frame = durable_frame(descriptor, start, path=path, sequence=sequence)
                 try:
                     body = read_body(descriptor, frame)
                 except BadFrameError as error:
-                    raise corrupt(self.folder / segment_name(first), start, sequence, str(error)) from error
+                    raise corrupt(path, start, sequence, str(error)) from error
             group = decode_frame(frame, body)
             check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
             yield group
@@ -125,8 +146,7 @@ class LocalLogReader:
 
     def _header(self, sequence: int) -> GroupHeader:
         first, start = self._locate(sequence)
-        path = self.folder / segment_name(first)
-        with opened(self.folder, first) as descriptor:
+        with self._opened(first) as (descriptor, path):
             return durable_frame(descriptor, start, path=path, sequence=sequence).header()
 
     def _locate(self, sequence: int) -> tuple[int, int]:
@@ -134,6 +154,8 @@ class LocalLogReader:
         for first in self._segments_with(sequence):
             try:
                 bounds = self._scan(first, sequence)
+            except ArchivedSegmentGoneError:
+                raise
             except OffsetRetiredError:
                 # The segment was the newest one that was known here; a fresh look finds what came after it.
                 continue
@@ -150,7 +172,7 @@ class LocalLogReader:
         """The segment that should hold the group as far as is known, then after a fresh look."""
         for fresh in (False, True):
             if fresh:
-                self._firsts = segments(self.folder)
+                self._firsts = self._segments()
                 for gone in self._bounds.keys() - set(self._firsts):
                     del self._bounds[gone]
             if place := bisect_right(self._firsts, sequence):
@@ -161,8 +183,7 @@ class LocalLogReader:
         bounds = self._bounds.setdefault(first, array("Q", [0]))
         if sequence - first < len(bounds) - 1:
             return bounds
-        path = self.folder / segment_name(first)
-        with opened(self.folder, first) as descriptor:
+        with self._opened(first) as (descriptor, path):
             # Never looks behind `sequence`: what lies there may be in the middle of being written.
             while sequence - first >= len(bounds) - 1:
                 try:
@@ -173,6 +194,29 @@ class LocalLogReader:
                     break
                 bounds.append(frame.end)
         return bounds
+
+    def _segments(self) -> list[int]:
+        """The first sequence of each segment that is left, here or in the archive, in order."""
+        here = segments(self.folder)
+        return here if self._archive is None else sorted({*here, *self._archive.firsts()})
+
+    @contextmanager
+    def _opened(self, first: int) -> Iterator[tuple[int, Path]]:
+        """A segment for reading, from the archive where it is not here any more; raises like `opened`."""
+        with ExitStack() as stack:
+            yield self._open(first, stack)
+
+    def _open(self, first: int, stack: ExitStack) -> tuple[int, Path]:
+        folder = self.folder
+        for _ in range(_FETCH_TRIES):
+            try:
+                return stack.enter_context(opened(folder, first)), folder / segment_name(first)
+            except OffsetRetiredError:
+                # A copy that was fetched may be gone again before it is opened, where the cache is small.
+                if self._archive is None or first not in self._archive.firsts():
+                    raise
+                folder = self._archive.fetch(first)
+        return stack.enter_context(opened(folder, first)), folder / segment_name(first)
 
     def _forget(self, identity: tuple[int, int]) -> None:
         self._identity = identity

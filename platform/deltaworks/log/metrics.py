@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from deltaworks.capture.status import SlotStatus
+from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.status import CaptureStatus, TableDumpStatus, TableStatus
 
 
@@ -36,6 +37,10 @@ def _is_asked(status: CaptureStatus) -> bool:
 
 def _of_slot(value: Callable[[SlotStatus], float | None]) -> Callable[[CaptureStatus], float | None]:
     return lambda status: None if status.slot is None else value(status.slot)
+
+
+def _of_archive(value: Callable[[ArchiveStatus], float | None]) -> Callable[[CaptureStatus], float | None]:
+    return lambda status: None if status.archive is None else value(status.archive)
 
 
 def _of_dump(value: Callable[[TableDumpStatus], float | None]) -> Callable[[TableStatus], float | None]:
@@ -121,6 +126,26 @@ CAPTURE_METRICS = (
         "deltaworks_capture_slot_unconfirmed_bytes",
         "Bytes of WAL that were written after what capture confirmed.",
         _of_slot(lambda slot: slot.unconfirmed_bytes),
+    ),
+    CaptureMetric(
+        "deltaworks_archive_up",
+        "1 while segments go to the archive; 0 since the last try failed, none for a log without an archive.",
+        _of_archive(lambda archive: float(archive.fault is None)),
+    ),
+    CaptureMetric(
+        "deltaworks_archive_behind_segments",
+        "Closed segments of the change log that are not in its archive yet; retention does not remove them.",
+        _of_archive(lambda archive: archive.behind_segments),
+    ),
+    CaptureMetric(
+        "deltaworks_archive_behind_bytes",
+        "Bytes of these segments.",
+        _of_archive(lambda archive: archive.behind_bytes),
+    ),
+    CaptureMetric(
+        "deltaworks_archive_bytes",
+        "Bytes of all segments in the archive.",
+        _of_archive(lambda archive: archive.bytes),
     ),
 )
 """Metrics of a source, labelled `source`."""

@@ -3,12 +3,18 @@
 Nothing outside of this folder names a kind: it asks for the log of a source, or of an app that writes to the lake.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from deltaworks.config import Config, KafkaLogConfig, LocalLogConfig
+from deltaworks.errors import DeltaworksError
+from deltaworks.log.archive.cache import ArchivedSegments
+from deltaworks.log.archive.manifest import Archived
+from deltaworks.log.archive.place import ArchivePlace
+from deltaworks.log.archive.standing import ArchiveStatus, SegmentPlace, archive_status, note_fault, segment_places
+from deltaworks.log.archive.upload import archive_log
 from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
@@ -23,6 +29,9 @@ class LogPlace(Protocol):
 
     def reader(self) -> LogReader:
         """A reader, also of a log that does not exist yet."""
+
+    def near_reader(self) -> LogReader:
+        """A reader of what can be had at once: it fetches nothing from an archive. For looking at the newest groups."""
 
     def writer(self) -> LogWriter:
         """Take the log; made when it does not exist yet.
@@ -52,6 +61,20 @@ class LogPlace(Protocol):
     def retire(self, *, read_up_to: dict[str, int]) -> Retired:
         """Remove what the settings do not keep; see `retention.retire`. Nothing where others see to that."""
 
+    def archive(self) -> Sequence[Archived]:
+        """Copy closed segments that are not in the log's archive there; what came there. Nothing where there is none.
+
+        Raises:
+            RetryableError: the archive is away; what was copied is safe, and the next call goes on.
+            TerminalError: a person has to act. Either way `archived` says so from then on.
+        """
+
+    def archived(self) -> ArchiveStatus | None:
+        """How the log's archive is, without asking it; `None` for a log that has none."""
+
+    def segment_places(self) -> Sequence[SegmentPlace]:
+        """Where each segment lies, oldest first; empty where a log has none."""
+
     def holder(self) -> int | None:
         """The process on this machine that holds the log to write, `None` when none does."""
 
@@ -59,11 +82,21 @@ class LogPlace(Protocol):
 class LocalLog:
     """A log in a folder; the settings of `log: {kind: local}`."""
 
-    def __init__(self, _: str, folder: Path, settings: LocalLogConfig) -> None:
+    def __init__(self, name: str, folder: Path, settings: LocalLogConfig, *, cache: Path) -> None:
         self.folder = folder
         self.settings = settings
+        self.cache = cache
+        self._archive = None if settings.archive is None else ArchivePlace.of(name, settings.archive)
 
     def reader(self) -> LocalLogReader:
+        """See `LogPlace`."""
+        if self._archive is None or self.settings.archive is None:
+            return self.near_reader()
+        size = self.settings.archive.cache_bytes
+        archived = ArchivedSegments(self.folder, self._archive, cache=self.cache, cache_bytes=size)
+        return LocalLogReader(self.folder, archive=archived)
+
+    def near_reader(self) -> LocalLogReader:
         """See `LogPlace`."""
         return LocalLogReader(self.folder)
 
@@ -91,18 +124,38 @@ class LocalLog:
         """See `LogPlace`."""
         return retire(self.folder, self.settings, read_up_to=read_up_to, now=datetime.now(UTC))
 
+    def archive(self) -> Sequence[Archived]:
+        """See `LogPlace`."""
+        if self._archive is None:
+            return ()
+        try:
+            done = archive_log(self.folder, self._archive)
+        except (DeltaworksError, OSError) as error:
+            note_fault(self.folder, error)
+            raise
+        note_fault(self.folder, None)
+        return done
+
+    def segment_places(self) -> Sequence[SegmentPlace]:
+        """See `LogPlace`."""
+        return segment_places(self.folder, self.cache)
+
+    def archived(self) -> ArchiveStatus | None:
+        """See `LogPlace`."""
+        return None if self._archive is None else archive_status(self.folder, self._archive)
+
     def holder(self) -> int | None:
         """See `LogPlace`."""
         return holder_of(self.folder / LOCK_FILE)
 
 
-def _kafka(name: str, folder: Path, settings: KafkaLogConfig) -> LogPlace:
+def _kafka(name: str, folder: Path, settings: KafkaLogConfig, *, cache: Path) -> LogPlace:  # noqa: ARG001  # no archive
     from deltaworks.log.kafka.place import KafkaLog  # noqa: PLC0415  # an optional library
 
     return KafkaLog(name, folder, settings)
 
 
-_KINDS: Mapping[str, Callable[[str, Path, Any], LogPlace]] = {  # Any: the model of that kind's settings
+_KINDS: Mapping[str, Callable[..., LogPlace]] = {  # Any: the model of that kind's settings
     "local": LocalLog,
     "kafka": _kafka,
 }
@@ -111,7 +164,7 @@ _KINDS: Mapping[str, Callable[[str, Path, Any], LogPlace]] = {  # Any: the model
 def log_of(config: Config, name: str) -> LogPlace:
     """The log of a source, or of an app that writes to the lake; touches nothing yet."""
     settings = config.log_settings(name)
-    return _KINDS[settings.kind](name, config.log_folder(name), settings)
+    return _KINDS[settings.kind](name, config.log_folder(name), settings, cache=config.archive_cache_folder(name))
 
 
 def open_reader(config: Config, name: str) -> LogReader:

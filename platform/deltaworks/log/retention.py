@@ -14,12 +14,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 
 import structlog
 
 from deltaworks import faults
 from deltaworks.config import LocalLogConfig
+from deltaworks.log.archive.manifest import read_manifest
 from deltaworks.log.local_reader import LocalLogReader
 from deltaworks.log.segment import segment_name, segments
 
@@ -38,17 +40,22 @@ class Closed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retired:
-    """What was removed. `left_behind` are the readers that had not read all of it, as the maximum allows."""
+    """What was removed. `left_behind` are the readers that had not read all of it, as the maximum allows.
+
+    `unarchived` segments stay although the settings do not keep them: they are not in the archive yet.
+    """
 
     segments: int = 0
     bytes: int = 0
     left_behind: Sequence[str] = field(default=())
     oldest_sequence: int = 0
+    unarchived: int = 0
 
 
 def retire(folder: Path, settings: LocalLogConfig, *, read_up_to: dict[str, int], now: datetime) -> Retired:
     """Remove what need not be kept; `read_up_to` has the last group that each reader is done with, for good.
 
+    With an archive nothing goes that is not in there, whatever the maximum, and nobody is left behind by what is.
     Any process may do it while others read and one writes. Idempotent: after a crash the next call goes on.
 
     Raises:
@@ -60,19 +67,28 @@ def retire(folder: Path, settings: LocalLogConfig, *, read_up_to: dict[str, int]
     # The segment being written counts for how much there is.
     total = sum(_size(folder / segment_name(first)) for first in segments(folder))
     chosen = to_retire(closed, settings, total_bytes=total, read_up_to=min(read_up_to.values(), default=-1), now=now)
+    unarchived = 0
+    if settings.archive is not None:
+        archived = read_manifest(folder)
+        safe = list(takewhile(lambda segment: segment.first in archived, chosen))
+        chosen, unarchived = safe, len(chosen) - len(safe)
+        if unarchived:
+            logger.warning("segments wait for the archive", log=folder.name, segments=unarchived)
     for segment in chosen:
         faults.reach("log.before_remove")
         (folder / segment_name(segment.first)).unlink(missing_ok=True)
         faults.reach("log.after_remove")
         _sync(folder)
     if not chosen:
-        return Retired(oldest_sequence=min(segments(folder), default=0))
-    behind = sorted(name for name, sequence in read_up_to.items() if sequence < chosen[-1].last)
+        return Retired(oldest_sequence=min(segments(folder), default=0), unarchived=unarchived)
+    has_all = settings.archive is not None
+    behind = [] if has_all else sorted(name for name, sequence in read_up_to.items() if sequence < chosen[-1].last)
     retired = Retired(
         segments=len(chosen),
         bytes=sum(segment.bytes for segment in chosen),
         left_behind=behind,
         oldest_sequence=chosen[-1].last + 1,
+        unarchived=unarchived,
     )
     logger.info("retired segments", log=folder.name, segments=retired.segments, bytes=retired.bytes)
     if behind:

@@ -5,7 +5,7 @@ and works whether or not a service runs. What the source does not answer is `Non
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from deltaworks.capture.dump import DumpState
 from deltaworks.capture.source import Source
 from deltaworks.capture.status import SlotStatus, SourceStatus
 from deltaworks.errors import DeltaworksError
+from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.change_log import GroupHeader, LogReader
 from deltaworks.position import Lsn
 from deltaworks.schema import TableName
@@ -70,7 +71,7 @@ class CaptureStatus:
     `service` is the process that writes the log, `None` when nobody does. `source_position` is where the source's
     own log ends; `lag_bytes` of it are not in ours, other databases' and tables' included. `lag_s`: nothing
     committed longer ago than that is missing; `None` when the source does not answer, and `unreachable` says why.
-    `gaps` are changes that were missed and not dumped again yet.
+    `gaps` are changes that were missed and not dumped again yet. `archive` is `None` for a log that has none.
     """
 
     source: str
@@ -87,6 +88,7 @@ class CaptureStatus:
     slot: SlotStatus | None = None
     unreachable: str | None = None
     gaps: Sequence[str] = ()
+    archive: ArchiveStatus | None = None
     tables: Sequence[TableStatus] = ()
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -101,6 +103,7 @@ def read_status(
     *,
     tables: Sequence[TableName],
     service: int | None,
+    archive: ArchiveStatus | None = None,
     patience_s: float = PATIENCE_S,
 ) -> CaptureStatus:
     """The status as of now. Never raises for a source that does not answer: the status says so."""
@@ -110,7 +113,8 @@ def read_status(
         asked = source.status(timeout_s=patience_s)
     except DeltaworksError as error:
         unreachable = str(error)
-    return log_status(source.name, reader, tables=tables, service=service, asked=asked, unreachable=unreachable)
+    status = log_status(source.name, reader, tables=tables, service=service, asked=asked, unreachable=unreachable)
+    return replace(status, archive=archive)
 
 
 def log_status(

@@ -15,7 +15,7 @@
 | `verify`   | source and lake were compared row by row at one position                   |
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
-| `list_logs`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
+| `list_logs`, `list_segments`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
 | `retire_log` | the segments of a log that need not be kept are removed         |
 | `history`  | schema changes and gaps of a source are read out of its log                |
 | `behind`   | it is known whether there is anything to load                              |
@@ -27,6 +27,7 @@ holds the lease, and two would be one too many: they wait until the service has 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from deltaworks.operate.archiving import archive_log, archiving
 from deltaworks.operate.dump import (
     Dumped,
     DumpFailedError,
@@ -41,7 +42,7 @@ from deltaworks.operate.dump import (
     want,
 )
 from deltaworks.operate.history import History, history
-from deltaworks.operate.inspecting import find_group, group_rows, list_logs, newest_groups
+from deltaworks.operate.inspecting import find_group, group_rows, list_logs, list_segments, newest_groups
 from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
 from deltaworks.operate.metrics import MetricsPortInUseError, app_metrics_server, metrics_server
@@ -123,6 +124,8 @@ __all__ = [
     "StatusRow",
     "TableProgress",
     "app_metrics_server",
+    "archive_log",
+    "archiving",
     "ask",
     "audit",
     "behind",
@@ -149,6 +152,7 @@ __all__ = [
     "lake_tables_of",
     "least_role",
     "list_logs",
+    "list_segments",
     "load",
     "metrics_server",
     "newest_groups",

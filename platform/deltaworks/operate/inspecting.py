@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log import find
+from deltaworks.log.archive.standing import ArchiveStatus, SegmentPlace
 from deltaworks.log.change_log import EMPTY_END, GroupHeader, LogEnd, LogReader, LogUsage, OffsetRetiredError
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.position import Lsn
@@ -29,6 +30,7 @@ class LogListing:
     end: LogEnd = EMPTY_END
     usage: LogUsage | None = None
     writer: int | None = None
+    archive: ArchiveStatus | None = None
     away: str | None = None
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -46,6 +48,7 @@ class LogListing:
             "bytes": self.usage.bytes if self.usage else None,
             "oldest_at": oldest.appended_at.isoformat() if oldest else None,
             "writer": self.writer,
+            "archive": asdict(self.archive) if self.archive is not None else None,
             "away": self.away,
         }
 
@@ -62,6 +65,17 @@ def list_logs(config: Config) -> Sequence[LogListing]:
     """The log of every source, and of every app that wrote to one."""
     listed = [_listing(config, name) for name in [*config.sources, *config.apps]]
     return [log for log in listed if log.name in config.sources or log.end.sequence >= 0]
+
+
+def list_segments(config: Config, log: str) -> Sequence[SegmentPlace]:
+    """Where each segment of a log lies, oldest first; empty for a log that brokers keep.
+
+    Raises:
+        ConfigError: no source or app has that name.
+    """
+    if log not in config.apps:
+        config.source(log)
+    return log_of(config, log).segment_places()
 
 
 def find_group(
@@ -141,8 +155,10 @@ def _headers_after(reader: LogReader, sequence: int) -> list[GroupHeader]:
 def _listing(config: Config, name: str) -> LogListing:
     kind, log = config.log_settings(name).kind, log_of(config, name)
     try:
-        reader = log.reader()
+        reader = log.near_reader()
         end, oldest = reader.end(), reader.oldest()
     except RetryableError as error:
         return LogListing(name=name, kind=kind, away=str(error))
-    return LogListing(name=name, kind=kind, oldest=oldest, end=end, usage=log.usage(), writer=log.holder())
+    return LogListing(
+        name=name, kind=kind, oldest=oldest, end=end, usage=log.usage(), writer=log.holder(), archive=log.archived()
+    )

@@ -85,7 +85,7 @@ def _logs(config: Config, lake: Lake, lags: Mapping[str, float | None]) -> Itera
             position=str(loaded.position),
             offset=f"{loaded.next_offset:,}",
             state="at the end of its log" if not missing else f"{missing:,} changes behind its log",
-            age_s=lake_age_s(log.reader(), loaded, log_age_s=age_s, now=now),
+            age_s=lake_age_s(log.near_reader(), loaded, log_age_s=age_s, now=now),
         )
 
 

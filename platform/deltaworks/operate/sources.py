@@ -15,9 +15,10 @@ def capture_status(config: Config, source: str) -> CaptureStatus:
     with opened(config, source) as database:
         return read_status(
             database,
-            log.reader(),
+            log.near_reader(),
             tables=config.source(source).table_names,
             service=log.holder(),
+            archive=log.archived(),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from deltaworks.config import Config
 from deltaworks.log.change_log import LogReader
 from deltaworks.log.holder import holder_of
-from deltaworks.log.registry import open_reader
+from deltaworks.log.registry import log_of
 from deltaworks.process.letters import Letter, letters_of
 from deltaworks.process.live import Live, read_live
 from deltaworks.process.pausing import Pause
@@ -81,7 +81,7 @@ class Apps:
         paused_since = Pause(folder).since()
         standings = read_standings(folder)
         if source not in self._logs:
-            self._logs[source] = open_reader(self._config, source)
+            self._logs[source] = log_of(self._config, source).near_reader()
         end = self._logs[source].end()
         return AppView(
             name=name,

@@ -128,7 +128,7 @@ def _add_search(app: FastAPI, config: Config, name: str) -> Metrics:
     search = SearchReader(config.index_folder(name))
     source = config.app(name).source
     place = log_of(config, source)
-    log = place.reader()
+    log = place.near_reader()
 
     def status() -> Status:
         return read_status(search, log)

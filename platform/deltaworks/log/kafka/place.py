@@ -7,9 +7,12 @@ A group is one Kafka transaction over both topics, and a run of partial groups i
 committed records only, so a group is visible wholly or not at all, and what was not ended is aborted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deltaworks.config import KafkaLogConfig
+from deltaworks.log.archive.manifest import Archived
+from deltaworks.log.archive.standing import SegmentPlace
 from deltaworks.log.holder import holder_of
 from deltaworks.log.kafka.client import Client
 from deltaworks.log.kafka.membership import KafkaMembership
@@ -29,6 +32,10 @@ class KafkaLog:
     def reader(self) -> KafkaLogReader:
         """See `LogPlace`."""
         return KafkaLogReader(self._client)
+
+    def near_reader(self) -> KafkaLogReader:
+        """See `LogPlace`."""
+        return self.reader()
 
     def writer(self) -> KafkaLogWriter:
         """See `LogPlace`. A writer on another machine is not asked but fenced: the source's lease is what keeps two
@@ -51,6 +58,17 @@ class KafkaLog:
     def retire(self, *, read_up_to: dict[str, int]) -> Retired:  # noqa: ARG002  # a part of the contract
         """See `LogPlace`. The brokers do it, by the topics' `retention.ms`."""
         return Retired()
+
+    def archive(self) -> Sequence[Archived]:
+        """See `LogPlace`. There is none: what the brokers keep is kept."""
+        return ()
+
+    def segment_places(self) -> Sequence[SegmentPlace]:
+        """See `LogPlace`. The brokers know."""
+        return ()
+
+    def archived(self) -> None:
+        """See `LogPlace`. What the brokers keep is kept."""
 
     def holder(self) -> int | None:
         """See `LogPlace`."""

@@ -1,0 +1,153 @@
+"""Segments from the archive for readers, in a folder of copies that does not grow beyond a bound.
+
+    read group 7 ─► here? ──no──► in the cache, and sound? ──no──► GET, checksum ─► rename into the cache ─► read
+                     │yes                 │yes
+                     ▼                    ▼
+                    read                 read                      older copies go until it fits
+
+A copy is compared with its checksum when a process uses it for the first time and whenever the file was touched
+since; a damaged one is fetched again. Any number of processes share the folder.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from deltaworks import faults
+from deltaworks.log.archive.manifest import NAME, Archived, read_manifest
+from deltaworks.log.archive.place import ArchivePlace, CorruptArchiveError
+from deltaworks.log.archive.upload import hash_of
+from deltaworks.log.change_log import ArchivedSegmentGoneError
+
+_UNFINISHED = ".part"
+_UNFINISHED_S = 3_600.0
+"""Age at which a download that nobody ended is removed."""
+
+logger = structlog.get_logger(__name__)
+
+_Identity = tuple[int, int, int]
+
+
+class ArchivedSegments:
+    """What a log has in its archive, fetched when it is asked for. Thread-safe; opens nothing before that."""
+
+    def __init__(self, folder: Path, place: ArchivePlace, *, cache: Path, cache_bytes: int) -> None:
+        """`folder` is the log's, which has the list of what is archived."""
+        self._folder = folder
+        self._place = place
+        self._cache = cache
+        self._cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._listed: tuple[_Identity, Mapping[int, Archived]] | None = None
+        self._sound: dict[str, _Identity] = {}
+
+    def firsts(self) -> Collection[int]:
+        """The first sequence of each archived segment, in order."""
+        return self._manifest().keys()
+
+    def fetch(self, first: int) -> Path:
+        """The folder that has the segment's file now; another process may remove it from there at any time.
+
+        Raises:
+            ArchivedSegmentGoneError: the archive does not have it any more.
+            CorruptArchiveError: it comes back otherwise than it went there.
+            ObjectStoreDownError: the store does not answer.
+            ObjectStoreDeniedError: the keys may not read there.
+        """
+        archived = self._manifest()[first]
+        with self._lock:
+            if not self._is_sound(archived):
+                self._download(archived)
+            # Only the time of use: whoever looks at the time of change sees whether the content was touched.
+            with suppress(FileNotFoundError):
+                changed_ns = (self._cache / archived.name).stat().st_mtime_ns
+                os.utime(self._cache / archived.name, ns=(time.time_ns(), changed_ns))
+        return self._cache
+
+    def _manifest(self) -> Mapping[int, Archived]:
+        identity = _identity(self._folder / NAME)
+        if identity is None:
+            return {}
+        listed = self._listed
+        if listed is None or listed[0] != identity:
+            listed = self._listed = identity, read_manifest(self._folder)
+        return listed[1]
+
+    def _is_sound(self, archived: Archived) -> bool:
+        path = self._cache / archived.name
+        identity = _identity(path)
+        if identity is None:
+            return False
+        if self._sound.get(archived.name) == identity:
+            return True
+        with suppress(FileNotFoundError):
+            with path.open("rb") as file:
+                is_sound = hash_of(file).hex() == archived.sha256
+            if is_sound:
+                self._sound[archived.name] = identity
+                return True
+            logger.warning("a cached segment is damaged; it is fetched again", file=str(path))
+        return False
+
+    def _download(self, archived: Archived) -> None:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        self._make_room(archived)
+        name = self._place.object(archived.name)
+        descriptor, draft = tempfile.mkstemp(dir=self._cache, prefix=archived.name, suffix=_UNFINISHED)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                with self._place.store.opened() as client:
+                    is_there = client.read(name, file)
+                file.seek(0)
+                found = hash_of(file).hex()
+            faults.reach("archive.before_keep")
+            if not is_there:
+                raise ArchivedSegmentGoneError(
+                    f"cannot read groups {archived.first} to {archived.last} of the log {str(self._folder)!r}: they "
+                    f"were removed here after they went to {self._place.url(archived.name)!r}, and that is gone; put "
+                    "it back, or stop the log's services, remove its folder and what its readers have made, then "
+                    f"run `deltaworks dump {self._place.log}`"
+                )
+            if found != archived.sha256:
+                raise CorruptArchiveError(
+                    f"cannot read groups {archived.first} to {archived.last} from {self._place.url(archived.name)!r}: "
+                    f"it has sha256 {found!r} and went there with {archived.sha256!r}; restore an older version of "
+                    "that object or a copy of it, or remove the log and dump the source again"
+                )
+            Path(draft).replace(self._cache / archived.name)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+        identity = _identity(self._cache / archived.name)
+        if identity is not None:
+            self._sound[archived.name] = identity
+        logger.info("fetched a segment from the archive", log=self._place.log, segment=archived.name)
+
+    def _make_room(self, wanted: Archived) -> None:
+        """Remove the copies that were used the longest ago until a new one fits."""
+        copies = []
+        for path in self._cache.iterdir():
+            with suppress(FileNotFoundError):
+                copies.append((path.stat(), path))
+        room = self._cache_bytes - wanted.bytes - sum(facts.st_size for facts, _ in copies)
+        for facts, path in sorted(copies, key=lambda copy: copy[0].st_atime_ns):
+            is_being_written = path.suffix == _UNFINISHED and time.time() - facts.st_mtime < _UNFINISHED_S
+            if is_being_written or (room >= 0 and path.suffix != _UNFINISHED):
+                continue
+            path.unlink(missing_ok=True)
+            room += facts.st_size
+
+
+def _identity(path: Path) -> _Identity | None:
+    """What changes when a file is replaced or written to."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns

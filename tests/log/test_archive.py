@@ -1,0 +1,326 @@
+"""What is archived reads back as it was, nothing is ever overwritten, and nothing goes here before it is there."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from log.appending import append
+from log.test_local_log import run_child
+from process.film_app import FILM, film_app
+from process.material import Feed, TableSink, create, delete, update
+from servers.object_store import (
+    KEY_ID,
+    SECRET_KEY,
+    Bucket,
+    answering,
+    forgetting_who_was_first,
+    new_bucket,
+    s3_server,
+)
+
+from deltaworks.config import Config
+from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
+from deltaworks.log.archive.place import ArchiveConflictError, CorruptArchiveError
+from deltaworks.log.change_log import ArchivedSegmentGoneError, OffsetRetiredError
+from deltaworks.log.local import LocalLogWriter
+from deltaworks.log.registry import LocalLog, log_of
+from deltaworks.log.segment import segments
+from deltaworks.object_store import ConditionalWriteError, ObjectStoreDeniedError, ObjectStoreDownError
+from deltaworks.process.runner import Runner
+from deltaworks.testing.postgres import free_port
+
+SEGMENT_BYTES = 4_000
+MakeLog = Callable[..., LocalLog]
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
+def config_of(home: Path, bucket: Bucket, **archive: Any) -> Config:
+    settings = {"bucket": bucket.name, "endpoint": bucket.endpoint, **archive}
+    log = {"kind": "local", "keep_bytes": 0, "archive": settings}
+    return Config.model_validate(
+        {
+            "home": home,
+            "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"], "log": log}},
+            "apps": {"films": {"module": "none:none", "source": "studio", "settings": {"url": "http://127.0.0.1:9"}}},
+        }
+    )
+
+
+def log_in(home: Path, bucket: Bucket, **archive: Any) -> LocalLog:
+    log = log_of(config_of(home, bucket, **archive), "studio")
+    assert isinstance(log, LocalLog)
+    return log
+
+
+@pytest.fixture
+def log(tmp_path: Path, bucket: Bucket) -> LocalLog:
+    """A log of twelve groups in several segments, with an archive that is empty yet."""
+    log = log_in(tmp_path, bucket)
+    fill(log, 12)
+    return log
+
+
+def fill(log: LocalLog, count: int, *, first: int = 0) -> None:
+    with LocalLogWriter.open(log.folder, segment_bytes=SEGMENT_BYTES) as writer:
+        for number in range(first, first + count):
+            append(writer, [number])
+
+
+def ids(log: LocalLog, after_sequence: int = -1) -> list[int]:
+    groups = log.reader().read(after_sequence=after_sequence)
+    return [number for group in groups for number in group.batches[0].rows.column("id").to_pylist()]
+
+
+def retire(log: LocalLog) -> int:
+    return log.retire(read_up_to={"lake": 1_000_000}).segments
+
+
+def test_what_was_archived_and_removed_here_is_read_as_before(log: LocalLog, bucket: Bucket) -> None:
+    reader, before = log.reader(), [group.header for group in log.reader().read(after_sequence=-1)]
+    closed = segments(log.folder)[:-1]
+    assert retire(log) == 0, "nothing is in the archive yet"
+    assert [segment.first for segment in log.archive()] == closed
+    assert log.archive() == [], "everything is there"
+    assert retire(log) == len(closed)
+    assert len(segments(log.folder)) == 1
+
+    # An old reader and a new one, from the start, from within, and backwards.
+    for each in (reader, log.reader()):
+        assert [group.header for group in each.read(after_sequence=-1)] == before
+        assert [group.header for group in each.read(after_sequence=closed[1])] == before[closed[1] + 1 :]
+        assert list(each.headers_backwards()) == before[::-1]
+        oldest = each.oldest()
+        assert oldest is not None
+        assert oldest.sequence == 0
+    assert {f"deltaworks/studio/{path.name}" for path in log.cache.iterdir()} | {
+        "deltaworks/.deltaworks/first-writer"
+    } == set(bucket.objects())
+    # The writer goes on, and who asks for the newest only fetches nothing.
+    shutil.rmtree(log.cache)
+    fill(log, 3, first=12)
+    near = log.near_reader()
+    assert [header.sequence for header in near.headers_backwards()][-1] == segments(log.folder)[0]
+    with pytest.raises(OffsetRetiredError):
+        list(near.read(after_sequence=-1))
+    assert not log.cache.exists()
+    assert ids(log) == list(range(15))
+
+
+@pytest.mark.parametrize("step", ["archive.before_put", "archive.after_put", "archive.after_note"])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_kill_at_any_step_costs_nothing_and_writes_nothing_twice(
+    log: LocalLog, tmp_path: Path, bucket: Bucket, step: str, after: int
+) -> None:
+    child = run_child(
+        log.folder,
+        f"""
+        from log.test_archive import log_in
+        from servers.object_store import Bucket
+        kill_at({step!r}, after={after})
+        log_in(Path({str(tmp_path)!r}), Bucket({bucket.endpoint!r}, {bucket.name!r})).archive()
+        """,
+    )
+    assert child.returncode == -9, child.stderr
+    written = {name: version(bucket, name) for name in bucket.objects()}
+    closed = len(segments(log.folder)) - 1
+    left = closed - after - (step == "archive.after_note")
+    assert len(log.archive()) == left
+    assert {name: version(bucket, name) for name in written} == written
+    assert retire(log) == closed
+    assert ids(log) == list(range(12))
+
+
+def version(bucket: Bucket, name: str) -> Any:
+    client = bucket.client()
+    try:
+        found = client.head_object(Bucket=bucket.name, Key=name)
+        return found["ETag"], found["LastModified"]
+    finally:
+        client.close()
+
+
+def test_another_content_under_the_name_stops_the_archive_and_is_not_overwritten(
+    log: LocalLog, tmp_path: Path, bucket: Bucket
+) -> None:
+    log.archive()
+    retire(log)
+    # Two writers under one name: another machine with the same configuration and other changes.
+    other = log_in(tmp_path / "other", bucket)
+    fill(other, 12, first=100)
+    before = {name: version(bucket, name) for name in bucket.objects()}
+    with pytest.raises(
+        ArchiveConflictError, match=r"studio/0+\.segment.*nothing was overwritten.*log\.archive\.prefix"
+    ):
+        other.archive()
+    assert {name: version(bucket, name) for name in bucket.objects()} == before
+    status = other.archived()
+    assert status is not None
+    assert status.fault is not None
+    assert status.fault.is_stopped
+    assert retire(other) == 0, "what is not archived stays"
+    assert (ids(log), ids(other)) == (list(range(12)), list(range(100, 112)))
+    # The next step that the message names.
+    moved = log_in(tmp_path / "other", bucket, prefix="another")
+    assert len(moved.archive()) == len(segments(other.folder)) - 1
+    assert moved.archived() is not None
+    assert moved.archived().fault is None  # type: ignore[union-attr]  # looked at above
+
+
+def test_two_that_archive_the_same_log_agree(log: LocalLog, tmp_path: Path, bucket: Bucket) -> None:
+    first = log.archive()
+    # The same log where nobody knows that it is archived: the list was lost with a power cut.
+    (log.folder / NAME).unlink()
+    assert log.archive() == first
+    retire(log)
+    # The list is lost when the segments are gone already: the next segment brings it back from the archive.
+    (log.folder / NAME).unlink()
+    with pytest.raises(OffsetRetiredError):
+        ids(log)
+    fill(log, 8, first=12)
+    log.archive()
+    assert ids(log) == list(range(20))
+    assert list(read_manifest(log.folder))[: len(first)] == [segment.first for segment in first]
+
+
+def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    segment = [Archived(name=f"{first}.segment", first=first, last=first, bytes=1, sha256="00") for first in range(3)]
+    add_archived(tmp_path, segment[0])
+    add_archived(tmp_path, segment[1])
+    path = tmp_path / NAME
+    path.write_bytes(path.read_bytes()[:-7])
+    assert list(read_manifest(tmp_path)) == [0]
+    add_archived(tmp_path, segment[2])
+    assert list(read_manifest(tmp_path)) == [0, 2]
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(log: LocalLog, bucket: Bucket) -> None:
+    log.archive()
+    retire(log)
+    reader = log.reader()
+    everything = ids(log)
+    list(reader.read(after_sequence=-1))
+    for copy in log.cache.iterdir():
+        damage(copy)
+    for each in (reader, log.reader()):
+        assert [group.header.sequence for group in each.read(after_sequence=-1)] == list(range(12))
+    assert ids(log) == everything
+
+    name, copy = "deltaworks/studio/00000000000000000000.segment", log.cache / "00000000000000000000.segment"
+    damage(copy)
+    client = bucket.client()
+    client.put_object(Bucket=bucket.name, Key=name, Body=copy.read_bytes())
+    with pytest.raises(CorruptArchiveError, match=rf"groups 0 to \d+ from 's3://{bucket.name}/{name}'"):
+        list(reader.read(after_sequence=-1))
+    client.delete_object(Bucket=bucket.name, Key=name)
+    client.close()
+    with pytest.raises(ArchivedSegmentGoneError, match=r"groups 0 to \d+.*that is gone.*run `deltaworks dump studio`"):
+        list(log.reader().read(after_sequence=-1))
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_cache_stays_within_its_bound_and_old_copies_go_first(tmp_path: Path, bucket: Bucket) -> None:
+    log = log_in(tmp_path, bucket, cache_bytes=2 * SEGMENT_BYTES)
+    fill(log, 12)
+    log.archive()
+    retire(log)
+    reader = log.reader()
+    for _ in range(2):
+        for group in reader.read(after_sequence=-1):
+            assert sum(path.stat().st_size for path in log.cache.iterdir()) <= 2 * SEGMENT_BYTES, group.header.sequence
+    tiny = log_in(tmp_path, bucket, cache_bytes=0)
+    assert ids(tiny) == list(range(12))
+    assert len(list(tiny.cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (forgetting_who_was_first, ConditionalWriteError, r"two writers.*leave log\.archive out"),
+        (answering("501 Not Implemented", "NotImplemented"), ConditionalWriteError, "answers 'NotImplemented'"),
+        (answering("403 Forbidden", "AccessDenied"), ObjectStoreDeniedError, r"'AccessDenied'; look at log\.archive"),
+        (answering("503 Slow Down", "SlowDown"), ObjectStoreDownError, "answers 503 'SlowDown'; try again later"),
+    ],
+)
+def test_a_store_that_will_not_do_is_named_and_the_log_keeps_its_segments(
+    tmp_path: Path, change: Any, error: type[Exception], says: str
+) -> None:
+    with s3_server(change) as endpoint:
+        log = log_in(tmp_path, new_bucket(endpoint, "will-not-do"))
+        fill(log, 6)
+        with pytest.raises(error, match=says):
+            log.archive()
+    assert retire(log) == 0
+    status = log.archived()
+    assert status is not None
+    assert status.fault is not None
+    assert status.fault.is_stopped == (error is not ObjectStoreDownError)
+    assert (status.segments, status.behind_segments) == (0, len(segments(log.folder)) - 1)
+    assert log.retire(read_up_to={"lake": 99}).unarchived == status.behind_segments
+
+
+def test_an_archive_that_is_away_is_one_to_wait_for(tmp_path: Path, bucket: Bucket) -> None:
+    log = log_in(tmp_path, Bucket(f"http://127.0.0.1:{free_port()}", bucket.name))
+    fill(log, 12)
+    with pytest.raises(ObjectStoreDownError, match=r"cannot reach 'http.*is log\.archive\.endpoint right"):
+        log.archive()
+    assert log.archived().fault is not None  # type: ignore[union-attr]  # it has an archive
+    back = log_in(tmp_path, bucket)
+    back.archive()
+    assert back.archived().fault is None  # type: ignore[union-attr]
+    retire(log)
+    with pytest.raises(ObjectStoreDownError, match="cannot reach"):
+        ids(log)
+    assert ids(back) == list(range(12))
+    missing = log_in(tmp_path / "more", Bucket(bucket.endpoint, "nobody-s"))
+    fill(missing, 6)
+    with pytest.raises(ObjectStoreDeniedError, match=r"'s3://nobody-s/deltaworks/.*'NoSuchBucket'"):
+        missing.archive()
+
+
+def test_a_maximum_removes_nothing_that_is_not_archived(tmp_path: Path, bucket: Bucket) -> None:
+    log = log_in(tmp_path, bucket)
+    fill(log, 12)
+    settings = log.settings.model_copy(update={"keep_bytes": None, "max_bytes": 1})
+    forced = LocalLog("studio", log.folder, settings, cache=log.cache)
+    assert forced.retire(read_up_to={"lake": -1}).unarchived == len(segments(log.folder)) - 1
+    log.archive()
+    done = forced.retire(read_up_to={"lake": -1})
+    assert (len(segments(log.folder)), done.left_behind, done.unarchived) == (1, [], 0)
+    assert ids(log) == list(range(12)), "nobody is left behind by what is in the archive"
+
+
+def test_an_app_begins_in_the_archive_as_it_would_in_the_folder(tmp_path: Path, bucket: Bucket) -> None:
+    config = config_of(tmp_path, bucket)
+    log = log_of(config, "studio")
+    assert isinstance(log, LocalLog)
+    with LocalLogWriter.open(log.folder, segment_bytes=SEGMENT_BYTES) as writer:
+        feed = Feed(writer)
+        for film_id in range(20):
+            feed.commit(create(FILM, film_id=film_id, title=f"Film {film_id}", status="released"))
+        for film_id in range(0, 20, 3):
+            feed.commit(update(FILM, film_id=film_id, title="Alien", status="released"))
+        feed.commit(delete(FILM, film_id=5))
+    results = []
+    for name in ("with", "without"):
+        sink = TableSink(tmp_path / f"{name}.sqlite")
+        with Runner.open(film_app(sink), config=config, name="films") as runner:
+            runner.drain()
+        results.append(sink.documents())
+        log.archive()
+        retire(log)
+        shutil.rmtree(config.app_folder("films"))
+    assert len(segments(log.folder)) == 1
+    assert results[0] == results[1]
+    assert len(results[0]) == 20
