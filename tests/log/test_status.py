@@ -17,6 +17,7 @@ from deltaworks.capture.postgres.source import PostgresSource
 from deltaworks.capture.status import SlotStatus, SourceStatus
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.config import PostgresConfig
+from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.change_log import Group
 from deltaworks.log.memory import MemoryLog
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS, CaptureCollector
@@ -230,7 +231,10 @@ def test_every_metric_has_a_sample_when_everything_is_known() -> None:
     slot = SlotStatus(
         name="s", is_active=True, wal_status="lost", kept_bytes=1, safe_bytes=2, unconfirmed_bytes=3, invalidation=None
     )
-    text = metrics_of(status_of(log, replace(answered(60, now), slot=slot)))
+    archive = ArchiveStatus(address="s3://b/p/studio", segments=3, bytes=30, behind_segments=1, behind_bytes=10)
+    text = metrics_of(replace(status_of(log, replace(answered(60, now), slot=slot)), archive=archive))
     for metric in (*CAPTURE_METRICS, *TABLE_METRICS):
         assert f"\n{metric.name}{{" in text, metric.name
     assert 'deltaworks_capture_slot_lost{source="studio"} 1.0' in text
+    assert 'deltaworks_archive_up{source="studio"} 1.0' in text
+    assert 'deltaworks_archive_behind_bytes{source="studio"} 10.0' in text
