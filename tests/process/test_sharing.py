@@ -1,0 +1,310 @@
+"""Members of one app, moved by hand: whatever happens, per key the sink ends at the reference and never goes back."""
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from process.material import INT, TEXT, Feed, create, delete, table_schema, update
+from process.memory_group import MemoryGroup, MemoryMembership
+from process.shared_table import SharedTable
+
+from deltaworks import faults
+from deltaworks.config import Config
+from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.membership import MembershipLostError, SharesError
+from deltaworks.process.app import App, Source
+from deltaworks.process.entity import Entity
+from deltaworks.process.place import AppHeldError
+from deltaworks.process.runner import Runner
+from deltaworks.process.sharing import NotShareableError
+
+SHARES, ORDERS = 5, 12
+ORDER = table_schema("purchase", "order_id", order_id=INT, status=TEXT)
+LINE = table_schema("line", "line_id", line_id=INT, order_id=INT, sku=INT)
+ITEM = table_schema("item", "sku", sku=INT, label=TEXT)
+shop = Source("shop")
+
+
+class Order(TypedDict):
+    status: str
+
+
+class Line(TypedDict):
+    sku: int
+
+
+def order_app(sink: SharedTable, labels: Mapping[int, str], *, has_lookup: bool) -> App:
+    line = shop.table("line", schema=Line)
+    app = App("orders", key="order_id", sources=[shop.table("purchase", schema=Order), line])
+
+    @app.filter
+    def is_open(order: Entity[Order]) -> bool:
+        return order.after["status"] != "draft"
+
+    if has_lookup:
+
+        @app.enrich(
+            into="labels",
+            key=lambda order: [each["sku"] for each in order.rows(line)],
+            lookup=shop.table("item", key="sku"),
+        )
+        async def labelled(skus: list[int]) -> dict[int, str]:
+            return {sku: labels[sku] for sku in skus}
+
+    @app.transform
+    def document(order: Entity[Order]) -> dict[str, Any]:
+        skus = [each["sku"] for each in order.rows(line)]
+        names = [order["labels"][sku] for sku in skus] if has_lookup else skus
+        return {"status": order.after["status"], "lines": names}
+
+    app.sink(sink)
+    return app
+
+
+class World:
+    """A shop, its members, and what their sink should hold."""
+
+    def __init__(self, folder: Path, *, seed: int, has_lookup: bool) -> None:
+        self.chance = random.Random(seed)
+        self.has_lookup = has_lookup
+        self.folder = folder
+        self.sink = SharedTable(folder / "sink.sqlite")
+        self.writer = LocalLogWriter.open(folder / "log")
+        self.feed = Feed(self.writer)
+        self.group = MemoryGroup(SHARES)
+        self.members: dict[str, tuple[Runner, MemoryMembership]] = {}
+        self.names = (f"m{number}" for number in itertools.count())
+        self.labels = {sku: f"item {sku}" for sku in range(4)}
+        self.orders: dict[int, str] = {}
+        self.lines: dict[int, tuple[int, int]] = {}
+
+    def config(self, name: str) -> Config:
+        source = {"kind": "postgres", "dsn": "none", "tables": ["purchase"]}
+        app = {"module": "none:none", "source": "shop", "shares": SHARES}
+        return Config.model_validate(
+            {"home": str(self.folder / name), "sources": {"shop": source}, "apps": {"orders": app}}
+        )
+
+    def join(self, name: str) -> None:
+        membership = self.group.join()
+        app = order_app(self.sink, self.labels, has_lookup=self.has_lookup)
+        runner = Runner.open(
+            app,
+            config=self.config(name),
+            name="orders",
+            log=LocalLogReader(self.folder / "log"),
+            membership=membership,
+        )
+        self.members[name] = runner, membership
+
+    def leave(self, name: str) -> None:
+        runner, _ = self.members.pop(name)
+        runner.close()
+
+    def kill(self, name: str) -> None:
+        """Its session ends, and nothing it would have said at its end is heard."""
+        runner, membership = self.members.pop(name)
+        if membership in self.group.members:
+            self.group.cut_off(membership)
+        runner.close()
+
+    def step(self, name: str) -> None:
+        """A member does what it can now."""
+        with suppress(MembershipLostError):
+            self.members[name][0].drain(patience_s=0.0)
+
+    def step_and_be_cut_off_in_the_write(self, name: str) -> None:
+        """A member is frozen after it was seen to be one, and wakes up when the others have done its work."""
+        runner, membership = self.members[name]
+        others = [other for other in self.members if other != name]
+
+        def freeze() -> None:
+            faults.disarm()
+            if membership in self.group.members:
+                self.group.cut_off(membership)
+            self.change(3)
+            for other in others * 3:
+                self.step(other)
+
+        # Every cycle passes here before its sinks are flushed.
+        faults.arm("process.after_write", freeze)
+        with suppress(MembershipLostError):
+            runner.drain(patience_s=0.0)
+        faults.disarm()
+
+    def change(self, times: int) -> None:
+        for _ in range(times):
+            order = self.chance.randrange(ORDERS)
+            match self.chance.randrange(6):
+                case 0 if order in self.orders:
+                    del self.orders[order]
+                    self.feed.commit(delete(ORDER, order_id=order))
+                case 1:
+                    sku = self.chance.choice(list(self.labels))
+                    self.labels[sku] = f"item {self.chance.random()}"
+                    self.feed.commit(update(ITEM, sku=sku, label=self.labels[sku]))
+                case 2 | 3:
+                    line = self.chance.randrange(ORDERS)
+                    what = update if line in self.lines else create
+                    self.lines[line] = order, self.chance.choice(list(self.labels))
+                    self.feed.commit(what(LINE, line_id=line, order_id=order, sku=self.lines[line][1]))
+                case _:
+                    what = update if order in self.orders else create
+                    self.orders[order] = self.chance.choice(("draft", "open", "paid"))
+                    self.feed.commit(what(ORDER, order_id=order, status=self.orders[order]))
+
+    def expected(self) -> dict[int, Any]:
+        return {
+            order: {
+                "status": status,
+                "lines": [
+                    self.labels[sku] if self.has_lookup else sku
+                    for _, (of, sku) in sorted(self.lines.items())
+                    if of == order
+                ],
+            }
+            for order, status in self.orders.items()
+            if status != "draft"
+        }
+
+    def settle(self) -> None:
+        for _ in range(50):
+            for name in list(self.members):
+                self.step(name)
+            if min(self.group.done.values()) == self.writer.end().sequence:
+                break
+        assert self.sink.bodies() == self.expected()
+
+    def close(self) -> None:
+        for name in list(self.members):
+            self.kill(name)
+        self.writer.close()
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**options: Any) -> World:
+        made.append(World(tmp_path / f"world{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+@pytest.mark.parametrize("has_lookup", [False, True])
+@pytest.mark.parametrize("can_freeze", [False, True])
+def test_whatever_members_do_the_sink_ends_at_the_reference(
+    make_world: Callable[..., World], has_lookup: bool, can_freeze: bool
+) -> None:
+    for seed in [int.from_bytes(os.urandom(3)) for _ in range(3)]:
+        world = make_world(seed=seed, has_lookup=has_lookup)
+        world.join(next(world.names))
+        for _ in range(40):
+            _something(world, can_freeze=can_freeze)
+        if not world.members:
+            world.join(next(world.names))
+        try:
+            world.settle()
+            if not can_freeze:
+                assert world.sink.stale() == 0, "an older document was sent"
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}") from error
+        world.close()
+
+
+def _something(world: World, *, can_freeze: bool) -> None:
+    world.change(world.chance.randrange(4))
+    names = list(world.members)
+    name = world.chance.choice(names) if names else None
+    match world.chance.randrange(9):
+        case 0 if len(names) < 4:
+            world.join(next(world.names))
+        case 1 if name is not None and len(names) > 1:
+            world.leave(name)
+        case 2 if name is not None:
+            world.kill(name)
+        case 3 if name is not None:
+            # The same machine again, with the state it had.
+            world.kill(name)
+            world.join(name)
+        case 4 if name is not None and can_freeze:
+            world.step_and_be_cut_off_in_the_write(name)
+        case _ if name is not None:
+            world.step(name)
+
+
+def test_each_member_processes_its_own_shares_only(make_world: Callable[..., World]) -> None:
+    world = make_world(seed=1, has_lookup=False)
+    for name in ("a", "b"):
+        world.join(name)
+    for name in ("a", "b", "a"):
+        world.step(name)
+    for order in range(ORDERS):
+        world.orders[order] = "open"
+        world.feed.commit(create(ORDER, order_id=order, status="open"))
+    reports = {name: world.members[name][0].drain(patience_s=0.0) for name in ("a", "b")}
+    assert min(report.documents for report in reports.values()) > 0
+    assert sum(report.documents for report in reports.values()) == ORDERS
+    world.settle()
+
+
+def test_a_member_that_was_cut_off_writes_nothing(make_world: Callable[..., World]) -> None:
+    world = make_world(seed=1, has_lookup=False)
+    world.join("a")
+    world.step("a")
+    world.feed.commit(create(ORDER, order_id=1, status="open"))
+
+    # Its session ends while it is in its steps.
+    runner, membership = world.members["a"]
+    faults.arm("process.after_fold", lambda: world.group.cut_off(membership))
+    with pytest.raises(MembershipLostError):
+        runner.drain(patience_s=-1.0)
+    faults.disarm()
+    assert world.sink.bodies() == {}
+    world.orders[1] = "open"
+    world.settle()
+
+
+def test_members_on_one_machine_have_a_folder_each(make_world: Callable[..., World]) -> None:
+    world = make_world(seed=1, has_lookup=False)
+    world.join("a")
+    first = world.members["a"][0]
+    app = order_app(world.sink, world.labels, has_lookup=False)
+    log = LocalLogReader(world.folder / "log")
+    with Runner.open(app, config=world.config("a"), name="orders", log=log, membership=world.group.join()) as second:
+        assert second.folder.parent == first.folder
+    with pytest.raises(AppHeldError, match=str(os.getpid())):
+        Runner.open(app, config=world.config("a"), name="orders", log=log)
+
+
+def test_an_app_on_a_local_log_is_not_shared(make_world: Callable[..., World]) -> None:
+    world = make_world(seed=1, has_lookup=False)
+    app = order_app(world.sink, world.labels, has_lookup=False)
+    with pytest.raises(SharesError, match="of one machine"):
+        Runner.open(app, config=world.config("a"), name="orders")
+
+
+def test_what_only_one_process_can_do_is_refused_with_every_reason(make_world: Callable[..., World]) -> None:
+    class Plain(SharedTable):
+        @property
+        def capabilities(self) -> Any:
+            from deltaworks.process.sink import Capabilities  # noqa: PLC0415
+
+            return Capabilities()
+
+    world = make_world(seed=1, has_lookup=False)
+    app = order_app(Plain(world.sink.file), world.labels, has_lookup=False)
+
+    @app.on_change("status")
+    async def tell(turn: Any) -> None: ...
+
+    with pytest.raises(NotShareableError, match=r"(?s)2 reasons.*'tell' under on_change.*'table'.*older document"):
+        Runner.open(app, config=world.config("a"), name="orders")
