@@ -22,12 +22,15 @@ from deltaworks.process.app import App, Source
 from deltaworks.process.entity import Entity
 from deltaworks.process.place import AppHeldError
 from deltaworks.process.runner import Runner
+from deltaworks.process.shares import share_of
 from deltaworks.process.sharing import NotShareableError
 
 SHARES, ORDERS = 5, 12
 ORDER = table_schema("purchase", "order_id", order_id=INT, status=TEXT)
 LINE = table_schema("line", "line_id", line_id=INT, order_id=INT, sku=INT)
 ITEM = table_schema("item", "sku", sku=INT, label=TEXT)
+STEPS = ("process.after_read", "process.before_fold_commit", "process.after_fold", "process.after_write")
+STEPS += ("process.after_flush", "process.after_checkpoint")
 shop = Source("shop")
 
 
@@ -70,6 +73,10 @@ def order_app(sink: SharedTable, labels: Mapping[int, str], *, has_lookup: bool)
     return app
 
 
+class DiedError(Exception):
+    """Stands for SIGKILL; nothing catches it."""
+
+
 class World:
     """A shop, its members, and what their sink should hold."""
 
@@ -110,6 +117,22 @@ class World:
         if membership in self.group.members:
             self.group.cut_off(membership)
         member.close()
+
+    def die_in_the_middle(self, name: str) -> None:
+        """It is killed at some step of a cycle."""
+        passes = self.chance.randrange(1, 5)
+
+        def die() -> None:
+            nonlocal passes
+            passes -= 1
+            if passes == 0:
+                raise DiedError
+
+        faults.arm(self.chance.choice(STEPS), die)
+        with suppress(DiedError):
+            self.step(name)
+        faults.disarm()
+        self.kill(name)
 
     def step(self, name: str) -> None:
         """A member does what it can now."""
@@ -231,10 +254,10 @@ def _something(world: World, *, can_freeze: bool) -> None:
         case 1 if name is not None and len(names) > 1:
             world.leave(name)
         case 2 if name is not None:
-            world.kill(name)
+            world.die_in_the_middle(name)
         case 3 if name is not None:
             # The same machine again, with the state it had.
-            world.kill(name)
+            world.die_in_the_middle(name)
             world.join(name)
         case 4 if name is not None and can_freeze:
             world.step_and_be_cut_off_in_the_write(name)
@@ -272,6 +295,25 @@ def test_a_member_that_was_cut_off_writes_nothing(make_world: Callable[..., Worl
     assert world.sink.bodies() == {}
     world.orders[1] = "open"
     world.settle()
+
+
+def test_what_a_member_sent_last_counts_for_nothing_once_another_had_the_share(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(seed=1, has_lookup=False)
+    order = next(key for key in range(ORDERS) if share_of(key, shares=SHARES) % 2)
+
+    def say(status: str, change: Callable[..., Any] = update) -> None:
+        world.orders[order] = status
+        world.feed.commit(change(ORDER, order_id=order, status=status))
+        world.settle()
+
+    world.join("a")
+    say("open", create)
+    world.join("b")
+    say("paid")
+    world.leave("b")
+    say("open")
 
 
 def test_members_on_one_machine_have_a_folder_each(make_world: Callable[..., World]) -> None:
