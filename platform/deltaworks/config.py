@@ -106,6 +106,9 @@ class KafkaLogConfig(_Model):
     debezium: Literal["all"] | tuple[str, ...] = ()
     """Tables (`schema.table`) whose changes are also written as JSON in Debezium's envelope, each to the topic
     `<topics>.<schema>.<table>`, for consumers that are not ours; `all` for every table."""
+    debezium_transactions: bool = False
+    """Also write where source transactions begin and end, with how many events of each of these tables, to the topic
+    `<topics>.transaction`, as Debezium's `provide.transaction.metadata` does."""
     compression: Literal["none", "lz4", "zstd", "snappy", "gzip"] = "lz4"
     """How records are compressed on the way and on the brokers' disks."""
     patience_s: Annotated[float, Field(ge=1, le=800)] = 60.0

@@ -260,7 +260,7 @@ def test_a_plain_consumer_reads_debezium_envelopes(small_kafka: KafkaCluster, tm
     assert first is not None
     assert (first["before"], first["after"]) == (None, {"id": 1, "note": "a"})
     assert first["source"] | {"table": "item", "schema": "sales", "lsn": 1, "txId": 1} == first["source"]
-    assert first["transaction"] == {"id": "1:1", "total_order": 1}
+    assert first["transaction"] == {"id": "1:1", "total_order": 1, "data_collection_order": 1}
 
 
 def test_a_row_too_large_for_an_envelope_is_refused_by_name(small_kafka: KafkaCluster, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Client:
         self.topics = topics
         self.changes = f"{topics}.changes"
         self.groups = f"{topics}.groups"
+        self.transactions = f"{topics}.transaction"
 
     def producer(self, on_error: Callable[[Any], None]) -> Producer:  # Any: KafkaError
         """A producer of transactions under the log's own id, so that a later one fences it.

@@ -1,7 +1,7 @@
 """Changes as JSON in the envelope of Debezium's PostgreSQL connector, without schemas, for consumers that are not ours.
 
     key    {"id": 1}
-    value  {"before": …, "after": …, "source": {…}, "op": "u", "ts_ms": …, "transaction": {"id", "total_order", …}}
+    value  {"before": …, "after": …, "source": {…}, "op": "u", "ts_ms": …, "transaction": {…}}
 
 As there, a delete is followed by a tombstone (no value), a change of the key is a delete of the old one and a create
 of the new one, and a text that the source did not send is `__debezium_unavailable_value`. Values: decimals as
@@ -12,6 +12,7 @@ with a zone as ISO 8601 in UTC, bytes in base64, what has no Arrow type as the s
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -25,35 +26,55 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # of timestamps without a zone
 Row = dict[str, Any]  # Any: the values of a row
 
 
-def envelopes(batch: ChangeBatch, *, source: str) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Keys and values of the records of a batch, in order."""
-    names, key = batch.schema.names, batch.schema.key
+@dataclass(slots=True)
+class Event:
+    """A record of a table: key and envelope, nothing in a tombstone; `order` is its place at the source."""
+
+    table: str
+    order: tuple[int, int]
+    key: Row
+    value: Row | None
+
+    def encoded(self) -> tuple[bytes | None, bytes | None]:
+        """Key and value of the record."""
+        return _json(self.key) if self.key else None, None if self.value is None else _json(self.value)
+
+
+def events_of(batch: ChangeBatch, *, source: str) -> Iterator[Event]:
+    """The records of a batch in order, without their places in a transaction; see `transactions`."""
+    names, key, table = batch.schema.names, batch.schema.key, str(batch.schema.name)
     for row in batch.rows.to_pylist():
         as_text = dict(row["_as_text"] or ())
         after = {name: as_text.get(name, row[name]) for name in names} | dict.fromkeys(
             row["_unchanged"] or (), UNAVAILABLE
         )
         before = _before(row, as_text)
-        op = row["_op"]
+        op, order = row["_op"], (row["_commit"], row["_ordinal"])
         whole = _envelope(batch, row, source)
         if op == TRUNCATE:
-            yield None, _json(whole)
+            yield Event(table, order, {}, whole)
             continue
         new_key = {name: after[name] for name in key}
         if op == DELETE:
-            yield from _gone(whole, before or new_key, new_key)
+            yield Event(table, order, new_key, whole | {"before": before or new_key})
+            yield from _tombstone(table, order, new_key)
             continue
         if row["_old_key"] is not None:
             old_key = {name: as_text.get(f"_old_key.{name}", value) for name, value in row["_old_key"].items()}
-            yield from _gone(whole | {"op": DELETE}, before or old_key, old_key)
+            yield Event(table, order, old_key, whole | {"op": DELETE, "before": before or old_key})
+            yield from _tombstone(table, order, old_key)
             op, before = CREATE, None
-        yield _key(new_key), _json(whole | {"op": op, "before": before, "after": after})
+        yield Event(table, order, new_key, whole | {"op": op, "before": before, "after": after})
 
 
-def _gone(whole: Row, before: Row, key: Row) -> Iterator[tuple[bytes | None, bytes | None]]:
-    yield _key(key), _json(whole | {"before": before})
+def encoded(value: Row) -> bytes:
+    """A value as JSON."""
+    return _json(value)
+
+
+def _tombstone(table: str, order: tuple[int, int], key: Row) -> Iterator[Event]:
     if key:
-        yield _key(key), None
+        yield Event(table, order, key, None)
 
 
 def _before(row: Row, as_text: Mapping[str, str]) -> Row | None:
@@ -83,14 +104,8 @@ def _envelope(batch: ChangeBatch, row: Row, source: str) -> Row:
         },
         "op": row["_op"],
         "ts_ms": int(datetime.now(UTC).timestamp() * 1000),
-        "transaction": None
-        if is_read
-        else {"id": f"{row['_txid']}:{row['_commit']}", "total_order": row["_ordinal"] + 1},
+        "transaction": None if is_read else {"id": f"{row['_txid']}:{row['_commit']}"},
     }
-
-
-def _key(key: Row) -> bytes | None:
-    return _json(key) if key else None
 
 
 def _json(value: Row) -> bytes:

@@ -36,7 +36,7 @@ from deltaworks.log.change_log import (
 from deltaworks.log.header import end_after, next_header
 from deltaworks.log.kafka import topics
 from deltaworks.log.kafka.client import Client
-from deltaworks.log.kafka.debezium import envelopes
+from deltaworks.log.kafka.debezium import encoded, events_of
 from deltaworks.log.kafka.reader import KafkaLogReader
 from deltaworks.log.kafka.records import (
     EPOCH,
@@ -50,6 +50,7 @@ from deltaworks.log.kafka.records import (
     pieces_of,
     record_headers,
 )
+from deltaworks.log.kafka.transactions import Counted, number_events
 from deltaworks.log.lock import take_lock
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ TOPICS_FILE = "topics.json"
 """In the log's folder: the ids of the topics that this machine wrote to. A topic of another id was made anew."""
 
 PAUSE_S = 0.2
+
+_Record = tuple[str, bytes | None, bytes | None]
+"""A topic, a key and a value."""
 
 logger = structlog.get_logger(__name__)
 
@@ -103,7 +107,8 @@ class KafkaLogWriter:
         self._is_broken = False
         self._is_closed = False
         self._stopped: DeltaworksError | None = None
-        self._json_topics: set[str] = set()
+        self._foreign_topics: set[str] = set()
+        self._foreign: Counted | None = None
 
     @classmethod
     def open(cls, client: Client, folder: Path) -> Self:
@@ -193,7 +198,7 @@ class KafkaLogWriter:
 
     def _append(self, group: Group, deadline: float) -> GroupHeader:
         header = next_header(group, end=self._end, epoch=self.epoch, appended_at=datetime.now(UTC))
-        json_records = self._json_records(group)
+        foreign_records, foreign = self._foreign_records(group)
         if not self._in_transaction:
             self._call("begin a transaction", self._producer.begin_transaction)
             self._in_transaction = True
@@ -204,7 +209,7 @@ class KafkaLogWriter:
         sent = _Sent()
         value = encode_group(header, pieces=pieces, counts=counts)
         self._produce(sent, self._client.groups, value, partition=0, headers=record_headers(GROUP, self._log))
-        for topic, key, body in json_records:
+        for topic, key, body in foreign_records:
             self._produce(sent, topic, body, key=key)
         self._flush(sent, deadline)
         if not group.is_partial:
@@ -215,7 +220,7 @@ class KafkaLogWriter:
             self._reader.wait_committed(sent.offsets[0], deadline=deadline)
             faults.reach("log.after_commit")
         self._is_broken, self._doubt = False, None
-        self._counts, self._end = counts, end_after(header)
+        self._counts, self._end, self._foreign = counts, end_after(header), foreign
         if not group.is_partial:
             self._committed, self._committed_counts = self._end, counts
         return header
@@ -243,30 +248,39 @@ class KafkaLogWriter:
             [piece.batch, piece.partition, *(sent.offsets[at] for at in places)] for piece, places in placed
         ]
 
-    def _json_records(self, group: Group) -> list[tuple[str, bytes | None, bytes | None]]:
-        """What goes to consumers that are not ours, and the topics for it."""
-        wanted = self._client.settings.debezium
+    def _foreign_records(self, group: Group) -> tuple[list[_Record], Counted | None]:
+        """What goes to consumers that are not ours, and the transaction of theirs that goes on after the group."""
+        wanted, topics_name = self._client.settings.debezium, self._client.topics
         if not wanted:
-            return []
+            return [], None
         batches = [batch for batch in group.batches if wanted == "all" or str(batch.schema.name) in wanted]
-        names = {f"{self._client.topics}.{batch.schema.name}" for batch in batches}
-        if new := names - self._json_topics:
-            topics.ensure(self._client, dict.fromkeys(sorted(new), self._partitions))
+        self._ensure_foreign_topics({f"{topics_name}.{batch.schema.name}" for batch in batches})
+        events = [event for batch in batches for event in events_of(batch, source=topics_name)]
+        markers, goes_on = number_events(events, begun=self._foreign, goes_on=group.is_partial)
+        records = [(f"{topics_name}.{event.table}", *event.encoded()) for event in events]
+        for topic, key, value in records:
+            self._check_size(topic, len(value or b"") + len(key or b""))
+        if self._client.settings.debezium_transactions:
+            records += [(self._client.transactions, encoded({"id": each["id"]}), encoded(each)) for each in markers]
+        return records, goes_on
+
+    def _ensure_foreign_topics(self, names: set[str]) -> None:
+        wanted = dict.fromkeys(names, self._partitions)
+        if self._client.settings.debezium_transactions:
+            # In one partition, so that transactions come in the order of their commits.
+            wanted[self._client.transactions] = 1
+        if new := wanted.keys() - self._foreign_topics:
+            topics.ensure(self._client, {name: wanted[name] for name in sorted(new)})
             topics.check(self._client, sorted(new))
-            self._json_topics |= new
-        limit = self._client.settings.max_record_bytes
-        records = []
-        for batch in batches:
-            topic = f"{self._client.topics}.{batch.schema.name}"
-            for key, value in envelopes(batch, source=self._client.topics):
-                if len(value or b"") + len(key or b"") > limit:
-                    raise OversizedRowError(
-                        f"cannot write a row of {str(batch.schema.name)!r} in Debezium's envelope: it has "
-                        f"{len(value or b''):,} bytes; raise max_record_bytes ({limit:,}) and the topic's "
-                        "max.message.bytes, or take the table out of `debezium`"
-                    )
-                records.append((topic, key, value))
-        return records
+            self._foreign_topics |= new
+
+    def _check_size(self, topic: str, size: int) -> None:
+        if size > (limit := self._client.settings.max_record_bytes):
+            raise OversizedRowError(
+                f"cannot write a row of {topic.removeprefix(self._client.topics + '.')!r} in Debezium's envelope: it "
+                f"has {size:,} bytes; raise max_record_bytes ({limit:,}) and the topic's max.message.bytes, or take "
+                "the table out of `debezium`"
+            )
 
     def _produce(
         self,
@@ -352,7 +366,7 @@ class KafkaLogWriter:
         return self._end.is_partial
 
     def _forget_run(self) -> None:
-        self._end, self._counts = self._committed, list(self._committed_counts)
+        self._end, self._counts, self._foreign = self._committed, list(self._committed_counts), None
         if self._in_transaction and not self._is_broken:
             self._abort()
 
