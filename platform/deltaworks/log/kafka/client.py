@@ -120,6 +120,13 @@ class Client:
             yield
         except kafka.KafkaException as error:
             raise self.error(what, error.args[0]) from error
+        except SystemError as error:
+            # confluent-kafka 2.x: when a fatal error is told beside delivery reports, its exception can get lost on the
+            # way out. What became of the call is then found out as after any other lost answer.
+            raise LogAwayError(
+                f"cannot {what} on Kafka at {self.settings.brokers!r}: the client library did not say why; it is tried "
+                "again"
+            ) from error
 
     def error(self, what: str, error: Any) -> Exception:  # Any: KafkaError, of a library that may be missing
         """A `KafkaError` as one of ours."""
