@@ -1,11 +1,16 @@
 """What is archived reads back as it was, nothing is ever overwritten, and nothing goes here before it is there."""
 
+import json
+import os
 import shutil
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from log.appending import append
 from log.test_local_log import run_child
 from process.film_app import FILM, film_app
@@ -19,10 +24,14 @@ from servers.object_store import (
     new_bucket,
     s3_server,
 )
+from typer.testing import CliRunner, Result
 
+from deltaworks import operate
+from deltaworks.cli import app as command_line
 from deltaworks.config import Config
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, CorruptArchiveError
+from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.change_log import ArchivedSegmentGoneError, OffsetRetiredError
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.log.registry import LocalLog, log_of
@@ -299,6 +308,91 @@ def test_a_maximum_removes_nothing_that_is_not_archived(tmp_path: Path, bucket: 
     done = forced.retire(read_up_to={"lake": -1})
     assert (len(segments(log.folder)), done.left_behind, done.unarchived) == (1, [], 0)
     assert ids(log) == list(range(12)), "nobody is left behind by what is in the archive"
+
+
+def test_a_kill_in_the_middle_of_a_fetch_leaves_nothing_that_is_read(
+    log: LocalLog, tmp_path: Path, bucket: Bucket
+) -> None:
+    log.archive()
+    retire(log)
+    child = run_child(
+        log.folder,
+        f"""
+        from log.test_archive import ids, log_in
+        from servers.object_store import Bucket
+        kill_at("archive.before_keep", after=1)
+        ids(log_in(Path({str(tmp_path)!r}), Bucket({bucket.endpoint!r}, {bucket.name!r})))
+        """,
+    )
+    assert child.returncode == -9, child.stderr
+    [left] = log.cache.glob("*.part")
+    os.utime(left, (0, 0))
+    assert ids(log) == list(range(12))
+    assert not left.exists()
+
+
+def test_the_service_archives_what_it_closes_and_says_what_keeps_it(tmp_path: Path, bucket: Bucket) -> None:
+    config = config_of(tmp_path, bucket)
+    log = log_in(tmp_path, bucket)
+    with LocalLogWriter.open(log.folder, segment_bytes=SEGMENT_BYTES) as writer:
+        with operate.archiving(config, "studio", every_s=0.05):
+            for number in range(6):
+                append(writer, [number])
+            wait_for(log, lambda status: status.segments > 0 and not status.behind_segments)
+            for number in range(6, 12):
+                append(writer, [number])
+            wait_for(log, lambda status: status.segments > 2 and not status.behind_segments)
+        away = config_of(tmp_path, Bucket(f"http://127.0.0.1:{free_port()}", bucket.name))
+        for number in range(12, 15):
+            append(writer, [number])
+        with operate.archiving(away, "studio", every_s=0.05):
+            wait_for(log, lambda status: status.fault is not None and status.behind_segments > 0)
+
+
+def wait_for(log: Any, holds: Callable[[ArchiveStatus], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds(status := log.archived()):
+        assert time.monotonic() < deadline, f"the archive did not get there in 60 s: {status}"
+        time.sleep(0.02)
+
+
+def test_where_each_segment_lies_is_listed_and_status_says_what_keeps_the_archive(
+    tmp_path: Path, bucket: Bucket
+) -> None:
+    log = log_in(tmp_path / "home", bucket)
+    fill(log, 12)
+    log.archive()
+    retire(log)
+    next(iter(log.reader().read(after_sequence=-1)))
+    fill(log, 6, first=12)
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    path = tmp_path / "deltaworks.yaml"
+    archive = {"bucket": bucket.name, "endpoint": endpoint}
+    source = {
+        "kind": "postgres",
+        "dsn": f"postgresql://127.0.0.1:{free_port()}/none",
+        "tables": ["movie"],
+        "log": {"kind": "local", "archive": archive},
+    }
+    path.write_text(yaml.safe_dump({"home": "home", "sources": {"studio": source}}))
+    assert run(path, "log", "archive", "studio").exit_code != 0
+
+    places = json.loads(run(path, "log", "ls", "studio", "--json").stdout)
+    lies = [place["where"] for place in places]
+    assert (lies[0], lies[1], lies[-1]) == (["archive", "cache"], ["archive"], ["here"])
+    assert [place["first"] for place in places] == sorted(place["first"] for place in places)
+    assert all(place["last"] + 1 == after["first"] for place, after in pairwise(places))
+    [listed] = json.loads(run(path, "log", "ls", "--json").stdout)
+    status = json.loads(run(path, "status", "--json").stdout)["sources"]["studio"]["archive"]
+    assert status == listed["archive"]
+    assert (status["segments"], status["behind_segments"] > 0) == (len(read_manifest(log.folder)), True)
+    assert (status["fault"]["is_stopped"], endpoint in status["fault"]["error"]) == (False, True)
+    assert "away since" in " ".join(run(path, "status").stdout.split())
+    assert "archive, cache" in run(path, "log", "ls", "studio").stdout
+
+
+def run(path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(command_line, [*arguments, "--config", str(path)])
 
 
 def test_an_app_begins_in_the_archive_as_it_would_in_the_folder(tmp_path: Path, bucket: Bucket) -> None:
