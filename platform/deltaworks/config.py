@@ -347,7 +347,8 @@ def load(path: Path, *, environment: Mapping[str, str]) -> Config:
         ConfigError: the file is missing, is not YAML, or has faults; all of them are listed.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            document = yaml.load(file, Loader=_OneOfEach)  # noqa: S506  # a safe loader
     except FileNotFoundError as error:
         raise ConfigError(
             f"cannot find the configuration {str(path)!r}; run from the folder that has it or pass --config"
@@ -371,6 +372,22 @@ def load(path: Path, *, environment: Mapping[str, str]) -> Config:
         listing = "\n".join(f"  - {fault}" for fault in faults)
         raise ConfigError(f"cannot use {str(path)!r}, {len(faults)} to mend:\n{listing}")
     return config.model_copy(update={"home": (path.parent / config.home).resolve()})
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """Refuses a name that is there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # Any: YAML values
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if (first := lines.setdefault(key.value, line)) != line:
+                    raise ConfigError(
+                        f"cannot use {self.name!r}: {key.value!r} is there twice, in lines {first} and {line}; "
+                        "rename one or remove it"
+                    )
+        return super().construct_mapping(node, deep=deep)
 
 
 def _fill(value: Any, environment: Mapping[str, str], unset: list[str]) -> Any:  # Any: YAML is any JSON-like value

@@ -123,3 +123,13 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
         config.source("x")
     with pytest.raises(ConfigError, match=r"no app 'x'.*known: search"):
         config.app("x")
+
+
+def test_two_apps_of_one_name_are_told_with_their_lines(tmp_path: Path) -> None:
+    text = GOOD + '  search: {module: "shop.other:app", source: shop}\n'
+    assert "deltaworks.yaml': 'search' is there twice, in lines 5 and 6" in faults(tmp_path, text)
+
+
+def test_what_is_merged_in_may_be_overridden(tmp_path: Path) -> None:
+    text = GOOD.replace("search: {", "search: &one {") + "  other: {<<: *one, metrics_port: 9000}\n"
+    assert loaded(tmp_path, text).apps["other"].metrics_port == 9000
