@@ -54,7 +54,9 @@ class RepairError(TerminalError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkAudit:
-    """What a sink holds of what left for it. `is_readable` is `False` where it gives nothing back."""
+    """What a sink holds of what left for it. `is_readable` is `False` where it gives nothing back, and where several
+    processes share the app, so that none knows all that left.
+    """
 
     app: str
     sink: str
@@ -172,7 +174,8 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
             tables = {str(table.name) for table in app.tables}
             with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
                 look.at_hop(reader, ledger.spans(), hop=f"app {name}", tables=tables)
-                entities[name] = ledger.stood(app.entity.name.short)
+                if config.app(name).shares is None:
+                    entities[name] = ledger.stood(app.entity.name.short)
             own = open_log(config, name)
             if own.end().sequence >= 0:
                 look.at_log(own, hop=f"log {name}")
@@ -230,7 +233,8 @@ class _Look:
         with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
             left = ledger.left()
         self.sink_marks[sink] = left.digest
-        if self.mark.sinks.get(sink) == left.digest and _is_comparable(spec):
+        is_whole = config.app(name).shares is None
+        if self.mark.sinks.get(sink) == left.digest and _is_comparable(spec) and is_whole:
             return SinkAudit(app=name, sink=spec.name, documents=left.documents)
         return _audit_sink(config, name, app, spec)
 
@@ -298,7 +302,7 @@ def _of_entities(config: Config, name: str, loss: Loss) -> dict[str, tuple[TextK
 
 
 def _audit_sink(config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudit:
-    if not _is_comparable(spec):
+    if not _is_comparable(spec) or config.app(name).shares is not None:
         return SinkAudit(app=name, sink=spec.name, is_readable=False)
     file = config.app_folder(name) / STATE_FILE
     # The ledger first: what leaves meanwhile is newer in the sink, which is no fault.

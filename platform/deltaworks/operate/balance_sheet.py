@@ -62,5 +62,5 @@ def _sinks(audit: Audit) -> Table:
     for each in audit.sinks:
         missing = sum(map(len, each.loss.keys.values())) if each.loss is not None else 0
         name = f"{each.app}/{each.sink}"
-        table.add_row(name, f"{each.documents:,}", f"{missing:,}" if each.is_readable else "cannot be read back")
+        table.add_row(name, f"{each.documents:,}", f"{missing:,}" if each.is_readable else "not compared")
     return table
