@@ -38,6 +38,7 @@ def ensure_topics(client: Client) -> Topics:
 
 def ensure(client: Client, wanted: dict[str, int]) -> None:
     """Make topics with these numbers of partitions where they are missing."""
+    from confluent_kafka import KafkaError, KafkaException  # noqa: PLC0415
     from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # noqa: PLC0415
 
     admin, settings = client.admin(), client.settings
@@ -62,7 +63,13 @@ def ensure(client: Client, wanted: dict[str, int]) -> None:
         return
     for name, made in admin.create_topics(new, operation_timeout=CALL_S, request_timeout=CALL_S * 2).items():
         with client.translated(f"make topic {name!r}"):
-            made.result()
+            try:
+                made.result()
+            except KafkaException as error:
+                # Another process made it at this moment; that it is as it should be is checked by whoever uses it.
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+                continue
         logger.info("made a topic", topic=name, partitions=wanted[name], replication_factor=copies)
 
 
