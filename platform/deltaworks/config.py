@@ -234,6 +234,9 @@ class AppConfig(_Model):
     """The source whose log it reads; the same that the app's module names."""
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """Handed to the app's steps, e.g. the address of a service they call."""
+    step_limit_s: Annotated[float, Field(gt=0)] | None = 60.0
+    """A step that has not returned in so many seconds is ended, and its change becomes a dead letter; a step over Arrow
+    tables has them for each table. Steps are only named and never ended where it is null."""
     shares: Annotated[int, Field(ge=1, le=1_000)] | None = None
     """Into how many shares its entities are divided, so that as many `deltaworks process` at most work on it, on any
     machines; one process alone when left out. Needs a log on Kafka; to change it, see the guide to Kafka."""

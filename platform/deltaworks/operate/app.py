@@ -78,6 +78,7 @@ def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
     with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
         if runner is not None:
             with publishing(loaded, name=app, folder=runner.folder):
+                runner.end_when_stuck()
                 runner.follow(stop)
 
 

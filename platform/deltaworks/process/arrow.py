@@ -17,7 +17,7 @@ from deltaworks.errors import TerminalError
 from deltaworks.process.ascending import places_of
 from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.shape import Field, arrow_type
-from deltaworks.process.step import StepFault, fault_of
+from deltaworks.process.step import STEP_ERRORS, StepFault, fault_of
 
 Key = int | str
 
@@ -87,7 +87,7 @@ class _Computing:
             return Computed(rows=rows)
         try:
             return Computed(rows=self._call(rows))
-        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+        except STEP_ERRORS as error:
             fault = fault_of(self.step, error)
         self.failures_left -= 1
         if rows.num_rows > 1 and self.failures_left > 0:

@@ -34,7 +34,7 @@ from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
 from deltaworks.process.limits import Gate, TokenBucket
 from deltaworks.process.shape import checker
-from deltaworks.process.step import StepFault, call, fault_of
+from deltaworks.process.step import STEP_ERRORS, StepFault, call, fault_of
 
 _NARROWING_CALLS = 128
 """Extra calls that one run may spend on narrowing: enough to find seven bad ids among 500, and no storm."""
@@ -136,7 +136,7 @@ class Enricher:
             except _WrongIdError as error:
                 text = f"key gave {error}, expected int or str, or a list of them ({self.step.place})"
                 result.faults[entity.key] = StepFault(step=self.step.name, error=text, may_pass=False)
-            except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+            except STEP_ERRORS as error:
                 result.faults[entity.key] = fault_of(self.step, error)
             else:
                 wanted[entity.key] = ids, is_many
@@ -264,7 +264,7 @@ class Enricher:
         began_at = time.monotonic()
         try:
             answer = await call(self.step, ids, self._clients, timeout_s=self.step.timeout_s)
-        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+        except STEP_ERRORS as error:
             fault: StepFault | None = fault_of(self.step, error)
         else:
             fault = self._take(flight, ids, answer, asked_at_s)

@@ -29,7 +29,7 @@ from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
 from deltaworks.process.shape import fields_of, to_mapping
 from deltaworks.process.source import Table
-from deltaworks.process.step import call
+from deltaworks.process.step import STEP_ERRORS, call
 
 Columns = frozenset[tuple[str, str]]
 """Pairs of a table's short name and a column of it."""
@@ -93,7 +93,7 @@ async def _document(app: App, entity: Entity[Any], clients: Mapping[str, Any]) -
             value = _row(step, value, app, clients) if isinstance(step, TableStep) else await call(step, value, clients)
             if value is None:
                 return None
-    except Exception:  # A step may refuse a value it never meets; that sample says nothing
+    except STEP_ERRORS:  # A step may refuse a value it never meets; that sample says nothing
         return None
     return to_mapping(entity.after if value is entity else value)
 

@@ -32,7 +32,8 @@ from deltaworks.process.shape import checker, is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
 from deltaworks.process.source import Table
 from deltaworks.process.state import Loaded, Setback, Waiting
-from deltaworks.process.step import StepFault, call, fault_of
+from deltaworks.process.step import STEP_ERRORS, StepFault, call, fault_of
+from deltaworks.process.stuck import Stuck
 
 _FAILED = object()
 """Stands for the answer of a step that raised."""
@@ -107,6 +108,8 @@ class Pipeline:
         self._clock = clock
         self._places = {step.name: step.place for step in app.steps}
         self.enrichers = {step.into: Enricher(step, app=name, clients=clients, clock=clock) for step in app.enrichments}
+        self.stuck: Stuck | None = None
+        """A change that ended the process before; its step is not tried on it again."""
         self.samples: deque[Entity[Any]] = deque(maxlen=SAMPLES)
         """The entities that came last to the making of documents, with what enrichments found; for `lineage`."""
 
@@ -151,12 +154,14 @@ class Pipeline:
         values: list[Any] = list(entities)
         is_made = False
         for step in self._app.steps:
-            if not is_made and not isinstance(step, EnrichStep) and step.kind in MAKING:
-                self.samples.extend(entities)
-                is_made = True
+            makes_first = not is_made and not isinstance(step, EnrichStep) and step.kind in MAKING
+            given = entities
             balance = StepBalance.before(entities, run.outcome)
             with metrics.STEP_SECONDS.labels(self._name, step.name).time():
                 entities, values = faults.hand_over("process.step", await self._take(step, entities, values, run))
+            if makes_first:
+                is_made = True
+                self.sample(given, run.outcome)
             for key in balance.lost(entities, run.outcome):
                 metrics.LOST.labels(self._name, step.name).inc()
                 run.set_back(key, StepFault(step=step.name, error=LOST, may_pass=True))
@@ -165,6 +170,11 @@ class Pipeline:
             values = [entity.after for entity in entities]
         run.outcome.documents += map(_document, entities, values)
         return run.outcome
+
+    def sample(self, given: Sequence[Entity[Any]], outcome: Outcome) -> None:
+        """Keep the last of those that a step makes documents of, but for those it failed on: it would again."""
+        failed = {setback.key for setback in outcome.setbacks}
+        self.samples.extend(entity for entity in given[-SAMPLES:] if entity.key not in failed)
 
     def drop(self, table: Table[Any], fold: Fold) -> None:
         """Forget what is kept of the changed rows of a looked-up table."""
@@ -322,10 +332,15 @@ class Pipeline:
         answers: list[Any] = []
         function = step.function
         is_plain = not (step.is_async or step.clients)
+        stuck = self.stuck if self.stuck is not None and self.stuck.step == step.name else None
         for entity, value in zip(entities, values, strict=True):
+            if stuck is not None and stuck.is_of(step.name, entity.key, entity.version):
+                run.set_back(entity.key, StepFault(step=step.name, error=stuck.error, may_pass=False))
+                answers.append(_FAILED)
+                continue
             try:
                 answers.append(function(value) if is_plain else await call(step, value, self._clients))
-            except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+            except STEP_ERRORS as error:
                 run.set_back(entity.key, fault_of(step, error))
                 answers.append(_FAILED)
         return answers

@@ -27,6 +27,7 @@ from deltaworks.process.declared import KEY
 from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key, Row, moment
+from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink
 from deltaworks.process.state import Checkpoint, Standing, State
@@ -161,9 +162,9 @@ class Ranges:
         rows = reduced.rows
         is_gone = pc.equal(rows.column("_op"), DELETE)
         live = rows.filter(pc.invert(is_gone)) if pc.any(is_gone).as_py() else rows
-        if len(self._pipeline.samples) < (self._pipeline.samples.maxlen or 0):
-            self._pipeline.samples.extend(self._reducer.entities(live.slice(0, self._pipeline.samples.maxlen))[0])
         outcome, made = self._pipeline.run_table(self._reducer.table(live))
+        if len(self._pipeline.samples) < SAMPLES:
+            self._pipeline.sample(self._reducer.entities(live.slice(0, SAMPLES))[0], outcome)
         judged = rows
         if outcome.setbacks:
             failed = pa.array([setback.key for setback in outcome.setbacks], rows.column(KEY).type)

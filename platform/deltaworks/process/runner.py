@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from functools import wraps
 from itertools import takewhile
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
@@ -44,6 +45,7 @@ from deltaworks.process import lineage, metrics
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
+from deltaworks.process.declared import Step
 from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
@@ -59,6 +61,7 @@ from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, Standing, State, Waiting
+from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Stuck, change_in
 from deltaworks.process.telling import Telling
 from deltaworks.process.tuning import TUNING_FILE, Tuning
 from deltaworks.process.watchdog import Watchdog
@@ -75,6 +78,9 @@ POSITION_EVERY_S = 1.0
 """How often sinks hear of a new position when there is nothing to write."""
 _LONGEST_WAIT_S = 0.2
 _SINK_BACKOFF = Backoff(first_s=0.1, max_s=10.0)
+
+_HOLDERS: dict[CodeType, str] = {Pipeline._call_each.__code__: "entity", Telling._tell.__code__: "turn"}
+"""Where the change is that a step was called for."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the work done and the work known so far: changes to fold plus entities to process."""
@@ -115,6 +121,7 @@ class Runner:
         requests: Requests,
         pause: Pause,
         resources: ExitStack,
+        step_limit_s: float | None = None,
         sharing: Sharing | None = None,
     ) -> None:
         """Use `open`."""
@@ -149,7 +156,8 @@ class Runner:
         )
         self._pause = pause
         self._sharing = sharing
-        self._watchdog = Watchdog(name, [*app.steps, *app.reactions])
+        self._watchdog = Watchdog(name, [*app.steps, *app.reactions], end_after_s=step_limit_s)
+        self._pipeline.stuck = self._telling.stuck = Stuck.read(lineage_file.parent)
         self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
         self._lineage_file = lineage_file
         self._is_observed = False
@@ -235,6 +243,7 @@ class Runner:
                 requests=Requests.of(folder),
                 pause=Pause(config.app_folder(name)),
                 resources=ExitStack(),
+                step_limit_s=settings.step_limit_s,
                 sharing=sharing,
             )
             runner._resources = resources.pop_all()
@@ -256,7 +265,8 @@ class Runner:
         try:
             # After an error no step runs again: it may be what failed, and the error is what matters.
             if kind is None and self._pipeline.samples and not self._is_observed:
-                self._observe_lineage()
+                with self._watchdog.watching():
+                    self._observe_lineage()
         finally:
             self.close()
 
@@ -352,6 +362,30 @@ class Runner:
             position=self._reached,
         )
 
+    def end_when_stuck(self) -> None:
+        """Let this process end where a step can be ended in no other way: for a service that is started again.
+
+        The change it is stuck on is kept, and is a dead letter in the next life.
+        """
+        self._watchdog.give_up = self._end_process
+
+    def _end_process(self, frame: FrameType, step: Step, seconds: float) -> None:
+        change = change_in(frame, _HOLDERS)
+        if change is None:
+            # A call for many: none of them is known to be at fault, and the next life would come here again.
+            return
+        key, version = change
+        Stuck(
+            step=step.name,
+            place=f"{frame.f_code.co_filename}:{frame.f_lineno}",
+            seconds=seconds,
+            key=key,
+            position=version.position.value,
+            ordinal=version.ordinal,
+        ).write(self.folder)
+        logger.error("process ends, a step cannot be ended", app=self._name, step=step.name, place=step.place)
+        os._exit(EXIT_STUCK)
+
     def skip(self, sequence: int) -> None:
         """Take what the log has up to this group as known: rows are folded, but only what later groups touch leaves.
 
@@ -436,6 +470,7 @@ class Runner:
         if waiting:
             self._process(waiting)
         told = self._telling.run(limit=ENTITIES_PER_CYCLE)
+        self._forget_stuck()
         self._tally.turns += told.taken
         if not waiting and not folded:
             self._flush_position(every_s=POSITION_EVERY_S)
@@ -449,6 +484,13 @@ class Runner:
         if self._sharing is not None:
             self._sharing.turn()
             self._sharing.confirm(every_s=CONFIRM_EVERY_S)
+
+    def _forget_stuck(self) -> None:
+        """Once its letter is written a retry has to try it."""
+        stuck = self._pipeline.stuck
+        if stuck is not None and any(letter.key == stuck.key for letter in self._state.dead(limit=1_000)):
+            (self.folder / STUCK_FILE).unlink(missing_ok=True)
+            self._pipeline.stuck = self._telling.stuck = None
 
     def _run_range(self, ranges: Ranges, up_to_sequence: int) -> bool:
         try:

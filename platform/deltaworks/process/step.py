@@ -1,12 +1,15 @@
 """Calling a user's step, and judging what it raised."""
 
 import asyncio
+import contextvars
 import email.utils
 import json
 import math
+import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,10 @@ import httpx
 
 from deltaworks.errors import DeltaworksError, RetryableError
 from deltaworks.process.declared import Step
+from deltaworks.process.stuck import StepStuckError
 
+STEP_ERRORS = (Exception, StepStuckError)
+"""Whatever a step may raise; it is judged and kept with its key."""
 _MAY_PASS_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _IS_DOWN_STATUS = frozenset({429, 502, 503, 504})
 """The service as a whole refuses: a smaller batch would only be one more call."""
@@ -49,10 +55,34 @@ async def call(step: Step, argument: Any, clients: Mapping[str, Any], *, timeout
     async with asyncio.timeout(timeout_s):
         if step.is_async:
             return await step.function(argument, **arguments)
-        return await asyncio.to_thread(step.function, argument, **arguments)
+        return await _in_thread(lambda: step.function(argument, **arguments))
 
 
-def fault_of(step: Step, error: Exception) -> StepFault:
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Run it in a thread of its own: one that never ends keeps no place in a pool, and no process from its end."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        # Nobody waits any more where the time was up.
+        if not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
+
+    def run() -> None:
+        settled: tuple[Any, BaseException | None]
+        try:
+            settled = function(), None
+        except BaseException as error:
+            settled = None, error
+        with suppress(RuntimeError):
+            # The loop may be closed by now.
+            loop.call_soon_threadsafe(settle, *settled)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    return await future
+
+
+def fault_of(step: Step, error: BaseException) -> StepFault:
     """Whether what a step raised may pass, and how to say it."""
     match error:
         case httpx.HTTPStatusError(response=response):
@@ -76,13 +106,16 @@ def fault_of(step: Step, error: Exception) -> StepFault:
             )
         case json.JSONDecodeError() | UnicodeDecodeError() | httpx.DecodingError():
             return StepFault(step=step.name, error=f"the answer cannot be read ({type(error).__name__})", may_pass=True)
+        case StepStuckError():
+            text = f"did not return in time, ended at {_place(step, error)}"
+            return StepFault(step=step.name, error=text, may_pass=False)
         case DeltaworksError():
             return StepFault(step=step.name, error=str(error), may_pass=isinstance(error, RetryableError))
     # The message of a user's exception may quote the row, so only its type and place are kept.
     return StepFault(step=step.name, error=f"{type(error).__name__} at {_place(step, error)}", may_pass=False)
 
 
-def _place(step: Step, error: Exception) -> str:
+def _place(step: Step, error: BaseException) -> str:
     file = step.place.rpartition(":")[0]
     frames = traceback.extract_tb(error.__traceback__)
     within = [frame for frame in frames if frame.filename == file]

@@ -14,7 +14,8 @@ from deltaworks.process.app import App, OnChangeStep
 from deltaworks.process.entity import Transition
 from deltaworks.process.pipeline import next_try_after
 from deltaworks.process.state import State
-from deltaworks.process.step import call, fault_of
+from deltaworks.process.step import STEP_ERRORS, call, fault_of
+from deltaworks.process.stuck import StepStuckError, Stuck
 from deltaworks.process.turns import WaitingTurn
 
 logger = structlog.get_logger(__name__)
@@ -37,6 +38,8 @@ class Telling:
         self._state = state
         self._clients = clients
         self._loop = loop
+        self.stuck: Stuck | None = None
+        """A turn that ended the process before; its step is not tried on it again."""
 
     def run(self, *, limit: int) -> Told:
         """Tell the turns that are due, among the `limit` oldest."""
@@ -53,8 +56,10 @@ class Telling:
             self._take(turn)
             return False
         try:
+            if self.stuck is not None and self.stuck.is_of(step.name, turn.entity, turn.version):
+                raise StepStuckError
             await call(step, self._transition(step, turn), self._clients, timeout_s=step.timeout_s)
-        except Exception as error:  # A step may raise anything; it is judged and kept with its key.
+        except STEP_ERRORS as error:
             fault = fault_of(step, error)
             attempts = turn.attempts + 1
             next_try = next_try_after(fault, attempts=attempts, retry=step.retry)

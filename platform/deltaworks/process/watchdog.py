@@ -1,26 +1,35 @@
-"""Sees a step that does not come back, and names it.
+"""Sees a step that does not come back, names it, and ends it.
 
 A thread looks at the stack of the thread that runs the app, some times a second, and costs the steps nothing. A
 step's frame that is there at every look for `limit_s` has not returned; an `async` step is on the stack only
-while it computes, so one that is there for `blocking_s` keeps every other call from going on.
+while it computes, so one that is there for `blocking_s` keeps every other call from going on. Either is ended after
+`end_after_s`; see `stuck`.
 """
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import unwrap
 from types import CodeType, FrameType
+from typing import Any
 
 import structlog
 
 from deltaworks.process import metrics
+from deltaworks.process.app import EnrichStep
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.declared import Step
+from deltaworks.process.stuck import Interrupter
 
 LIMIT_S = 10.0
 BLOCKING_S = 1.0
 _LOOK_EVERY_S = 0.25
+_LOOKS_BEFORE_GIVING_UP = 8
+"""An interrupted step may have much to close."""
+
+GiveUp = Callable[[FrameType, Step, float], None]
+"""Called in the watchdog's thread with a frame that could not be ended, its step, and for how long it has run."""
 
 logger = structlog.get_logger(__name__)
 
@@ -35,13 +44,22 @@ class Watchdog:
         *,
         limit_s: float = LIMIT_S,
         blocking_s: float = BLOCKING_S,
+        end_after_s: float | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._app = app
-        self._steps: dict[CodeType, Step] = {unwrap(step.function).__code__: step for step in steps}
+        self._steps: dict[CodeType, Step] = {
+            code: step for step in steps for function in _functions_of(step) if (code := _code_of(function)) is not None
+        }
         self._limit_s = limit_s
         self._blocking_s = blocking_s
+        self._end_after_s = end_after_s
         self._clock = clock
+        self._interrupter = Interrupter()
+        self._can_interrupt = False
+        self._interrupts = 0
+        self.give_up: GiveUp | None = None
+        """What becomes of a step that cannot be ended; it is only named where this is `None`."""
         self._seen: FrameType | None = None
         self._since = 0.0
         self._tell_at = 0.0
@@ -57,13 +75,14 @@ class Watchdog:
                 self.look(sys._current_frames().get(watched))
 
         thread = threading.Thread(target=watch, name=f"watchdog-{self._app}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            self.look(None)
+        with self._interrupter.ready() as self._can_interrupt:
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+                self.look(None)
 
     def look(self, frame: FrameType | None) -> None:
         """Judge one sight of the stack."""
@@ -73,13 +92,22 @@ class Watchdog:
         if frame is None or frame is not self._seen:
             if self._seen is not None and self._tell_at > self._since + self._limit_of(self._seen):
                 metrics.STUCK.labels(self._app, self._steps[self._seen.f_code].name).set(0)
-            self._seen, self._since = frame, now
+            self._seen, self._since, self._interrupts = frame, now, 0
             self._tell_at = now + (self._limit_of(frame) if frame is not None else 0)
             return
         if now >= self._tell_at:
             self._tell(frame, now - self._since)
             # Then twice as late each time, so that a step which hangs for a day does not fill the log.
             self._tell_at = now + (now - self._since)
+        if self._end_after_s is not None and now - self._since >= self._end_after_s:
+            self._end(frame, now - self._since)
+
+    def _end(self, frame: FrameType, seconds: float) -> None:
+        self._interrupts += 1
+        if self._can_interrupt:
+            self._interrupter.interrupt(frame)
+        if self.give_up is not None and self._interrupts > (_LOOKS_BEFORE_GIVING_UP if self._can_interrupt else 0):
+            self.give_up(frame, self._steps[frame.f_code], seconds)
 
     def _limit_of(self, frame: FrameType) -> float:
         return self._blocking_s if self._steps[frame.f_code].is_async else self._limit_s
@@ -95,3 +123,13 @@ class Watchdog:
             line=frame.f_lineno,
             seconds=round(seconds, 1),
         )
+
+
+def _functions_of(step: Step) -> Iterator[Callable[..., Any]]:
+    yield step.function
+    if isinstance(step, EnrichStep):
+        yield step.key
+
+
+def _code_of(function: Callable[..., Any]) -> CodeType | None:
+    return getattr(unwrap(function), "__code__", None)
