@@ -23,7 +23,8 @@ from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log.change_log import EMPTY_END, Group, StoredGroup
 from deltaworks.log.header import end_after, next_header
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
-from deltaworks.log.segment import encode_frame, segment_name
+from deltaworks.log.segment import encode_frame
+from deltaworks.log.segment_file import segment_name
 from deltaworks.position import Lsn
 from deltaworks.schema import Column, TableName, TableSchema
 from deltaworks.testing.postgres import PostgresServer

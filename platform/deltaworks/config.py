@@ -71,6 +71,10 @@ class LocalLogConfig(_Model):
     archive: ArchiveConfig | None = None
     """Where segments are copied to once nobody writes to them; readers go on from there, and nothing is removed here
     before it is there."""
+    seal: bool = True
+    """Compress segments in the background once they are closed. One that is sealed stays so, and is read the same."""
+    seal_level: Annotated[int, Field(ge=1, le=19)] = 1
+    """How hard zstd tries."""
 
     @property
     def is_kept_whole(self) -> bool:

@@ -35,7 +35,7 @@ from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.change_log import ArchivedSegmentGoneError, OffsetRetiredError
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.log.registry import LocalLog, log_of
-from deltaworks.log.segment import segments
+from deltaworks.log.segment_file import segments
 from deltaworks.object_store import ConditionalWriteError, ObjectStoreDeniedError, ObjectStoreDownError
 from deltaworks.process.runner import Runner
 from deltaworks.testing.postgres import free_port

@@ -24,7 +24,7 @@ from deltaworks.log.change_log import (
     OffsetRetiredError,
 )
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
-from deltaworks.log.segment import segments
+from deltaworks.log.segment_file import segments
 from deltaworks.testing.faults import fail_at
 
 CHILD = """

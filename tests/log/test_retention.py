@@ -17,7 +17,7 @@ from deltaworks.log.audit import audit_log
 from deltaworks.log.change_log import OffsetRetiredError
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.retention import Closed, retire, to_retire
-from deltaworks.log.segment import segments
+from deltaworks.log.segment_file import segments
 from deltaworks.log.verify import verify_log
 from deltaworks.store.load import load as load_log
 from deltaworks.testing.faults import fail_at

@@ -20,7 +20,7 @@ from deltaworks.cli.console import (
     stop_on_signal,
 )
 from deltaworks.config import Config
-from deltaworks.log.change_log import GroupHeader
+from deltaworks.log.change_log import GroupHeader, LogUsage
 from deltaworks.position import Lsn
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def ls(
             f"{oldest.sequence:,} – {each.end.sequence:,}" if oldest else each.away or "none yet",
             f"{oldest.offset:,} – {each.end.offset:,}" if oldest else "",
             str(each.end.position) if oldest else "",
-            f"{usage.segments:,}" if usage else "",
-            byte_text(usage.bytes) if usage else "",
+            f"{usage.segments:,}, {usage.sealed:,} sealed" if usage else "",
+            _size_text(usage) if usage else "",
             f"{second_text((now - oldest.appended_at).total_seconds())} ago" if oldest else "",
             f"process {each.writer}" if each.writer is not None else "",
             *([_archived_text(each.archive)] if has_archive else []),
@@ -235,6 +235,11 @@ def header_json(header: GroupHeader) -> dict[str, Any]:  # Any: JSON values
         "is_partial": header.is_partial,
         "is_proven": header.proof is not None,
     }
+
+
+def _size_text(usage: LogUsage) -> str:
+    ratio = usage.plain_bytes / usage.bytes if usage.bytes and usage.sealed else 1.0
+    return f"{byte_text(usage.bytes)}, {ratio:.1f} × compressed" if usage.sealed else byte_text(usage.bytes)
 
 
 def _line(header: GroupHeader) -> str:

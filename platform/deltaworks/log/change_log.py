@@ -28,6 +28,10 @@ class LogAwayError(RetryableError):
     """The servers that keep the log do not answer, or too few of them; the log stands and the source waits."""
 
 
+class LogBusyError(RetryableError):
+    """Another process seals, removes or mends segments of the log."""
+
+
 class LogFailedError(TerminalError):
     """The disk refused a sync: what was written may be gone, so this writer must not go on."""
 
@@ -118,6 +122,19 @@ class GroupHeader:
         return NO_TRANSACTION if self.proof is None else self.proof.chain
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlace:
+    """Where a stored group stands: what the index of a sealed segment has of its header."""
+
+    sequence: int
+    offset: int
+    next_offset: int
+    position: Lsn
+    is_partial: bool
+    max_committed_at: datetime | None
+    appended_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class StoredGroup:
     """A group read back."""
@@ -146,10 +163,12 @@ EMPTY_END = LogEnd(sequence=-1, offset=0, position=START, epoch=0, progress={})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogUsage:
-    """What a log takes of this machine's disk."""
+    """What a log takes of this machine's disk. `plain_bytes` is what it would take if none of it were sealed."""
 
     segments: int
     bytes: int
+    sealed: int = 0
+    plain_bytes: int = 0
 
 
 class LogReader(Protocol):

@@ -1,14 +1,32 @@
-"""Finds a group of a log by a place in it, whatever keeps the log: reads headers from the end, no changes."""
+"""Finds a group of a log by a place in it, whatever keeps the log: reads no changes.
 
+A reader that knows where any group stands is searched by halves, over the index of sealed segments; of any other the
+headers are read from the end.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import takewhile
+from typing import Protocol, runtime_checkable
 
 from deltaworks.errors import TerminalError
-from deltaworks.log.change_log import GroupHeader, LogReader
+from deltaworks.log.change_log import GroupHeader, GroupPlace, LogReader
 from deltaworks.position import Lsn
 
 CLOCK_MARGIN = timedelta(minutes=1)
 """How far the source's clock may be ahead of the one that stamps groups."""
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A reader that knows where any group stands without reading those around it."""
+
+    def place(self, sequence: int) -> GroupPlace:
+        """Where a durable group stands."""
+
+    def header(self, sequence: int) -> GroupHeader:
+        """The header of a durable group."""
 
 
 class NoSuchGroupError(TerminalError):
@@ -21,6 +39,10 @@ def at_sequence(reader: LogReader, sequence: int) -> GroupHeader:
     Raises:
         NoSuchGroupError: the log does not keep it.
     """
+    if isinstance(reader, Indexed):
+        oldest = reader.oldest()
+        is_kept = oldest is not None and oldest.sequence <= sequence <= reader.end().sequence
+        return _found(reader, reader.header(sequence) if is_kept else None, sequence)
     newer = takewhile(lambda header: header.sequence >= sequence, reader.headers_backwards())
     return _found(reader, next((header for header in newer if header.sequence == sequence), None), sequence)
 
@@ -31,6 +53,9 @@ def at_offset(reader: LogReader, offset: int) -> GroupHeader:
     Raises:
         NoSuchGroupError: the log does not keep it.
     """
+    if isinstance(reader, Indexed):
+        found = _first(reader, lambda place: place.next_offset > offset)
+        return _found(reader, found if found is not None and found.offset <= offset else None, offset)
     newer = takewhile(lambda header: header.next_offset > offset, reader.headers_backwards())
     return _found(reader, next((header for header in newer if header.offset <= offset), None), offset)
 
@@ -41,6 +66,11 @@ def at_position(reader: LogReader, position: Lsn) -> GroupHeader:
     Raises:
         NoSuchGroupError: the log has not got there, or keeps newer groups only.
     """
+    if isinstance(reader, Indexed):
+        found, oldest = _first(reader, lambda place: place.position >= position), reader.oldest()
+        # Of a log that was shortened the first group may not be the first one that got there.
+        is_first = found is not None and (found.sequence == 0 or found != oldest)
+        return _found(reader, found if is_first else None, str(position))
     found = None
     for header in reader.headers_backwards():
         if header.position < position:
@@ -55,12 +85,35 @@ def at_time(reader: LogReader, moment: datetime) -> GroupHeader:
     Raises:
         NoSuchGroupError: nothing was committed since then.
     """
+    if isinstance(reader, Indexed):
+        first = _first(reader, lambda place: place.appended_at >= moment - CLOCK_MARGIN)
+        places = map(reader.place, range(first.sequence, reader.end().sequence + 1)) if first is not None else iter(())
+        later = (place for place in places if place.max_committed_at is not None and place.max_committed_at >= moment)
+        place = next(later, None)
+        return _found(reader, None if place is None else reader.header(place.sequence), moment.isoformat())
     found = None
     newer = takewhile(lambda header: header.appended_at >= moment - CLOCK_MARGIN, reader.headers_backwards())
     for header in newer:
         if header.max_committed_at is not None and header.max_committed_at >= moment:
             found = header
     return _found(reader, found, moment.isoformat())
+
+
+def first_sequence(reader: Indexed, is_there: Callable[[GroupPlace], bool], *, oldest: int, last: int) -> int:
+    """The first group from `oldest` to `last` for which something holds, which then does for all behind it.
+
+    One past `last` where it holds for none.
+    """
+    known = range(oldest, last + 1)
+    return oldest + bisect_left(known, True, key=lambda sequence: is_there(reader.place(sequence)))
+
+
+def _first(reader: LogReader, is_there: Callable[[GroupPlace], bool]) -> GroupHeader | None:
+    oldest, last = reader.oldest(), reader.end().sequence
+    if oldest is None or not isinstance(reader, Indexed):
+        return None
+    sequence = first_sequence(reader, is_there, oldest=oldest.sequence, last=last)
+    return reader.header(sequence) if sequence <= last else None
 
 
 def _found(reader: LogReader, header: GroupHeader | None, place: object) -> GroupHeader:

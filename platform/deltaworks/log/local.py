@@ -1,7 +1,7 @@
 """The change log on a local disk: segments of Arrow IPC, one sync per group. Written here, read by `local_reader`.
 
-    folder/ 00000000000000000000.segment   frames of groups 0, 1, 2, …   (see `segment`)
-            00000000000000018021.segment   … the last one grows
+    folder/ 00000000000000000000.sealed    groups 0, 1, 2, …, compressed (see `sealing`)
+            00000000000000018021.segment   frames of groups 18021, …     (see `segment`); the last one grows
             end                            how many groups are durable   (see `end_file`)
             lock                           held by the one writer, with its process id
 
@@ -44,18 +44,18 @@ from deltaworks.log.end_file import PublishedEnd, read_end, write_end
 from deltaworks.log.header import check_follows, end_after, next_header
 from deltaworks.log.local_reader import LocalLogReader
 from deltaworks.log.lock import LOCK_FILE, take_lock
+from deltaworks.log.sealing import Sealer
 from deltaworks.log.segment import (
     MAGIC,
     BadFrameError,
     Frame,
+    PlainBytes,
     encode_frame,
     frames,
     holds_frame_after,
     read_body,
-    segment_name,
-    segments,
 )
-from deltaworks.log.segment_file import corrupt, opened
+from deltaworks.log.segment_file import corrupt, opened, sealed_name, segment_name, segments, sync_folder
 
 __all__ = ["LOCK_FILE", "SEGMENT_BYTES", "LocalLogReader", "LocalLogWriter"]
 
@@ -81,6 +81,7 @@ class LocalLogWriter:
         end: LogEnd,
         epoch: int,
         segment_bytes: int,
+        seal_level: int | None,
     ) -> None:
         """Use `open`."""
         self.folder = folder
@@ -91,10 +92,15 @@ class LocalLogWriter:
         self._end = end
         self._segment_bytes = segment_bytes
         self._stopped: DeltaworksError | None = None
+        self._sealer = Sealer(folder, seal_level) if seal_level is not None else None
+        self._has_closed = True
+        self._seal_some()
 
     @classmethod
-    def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> Self:
+    def open(cls, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, seal_level: int | None = None) -> Self:
         """Take the log: lock it, cut a torn tail, and raise the epoch durably.
+
+        With a `seal_level`, of zstd, segments are sealed in the background once they are closed.
 
         Raises:
             FencedError: another writer holds the log; the message has its process id.
@@ -105,10 +111,10 @@ class LocalLogWriter:
             LogFailedError: the disk refuses.
         """
         with _refusals(folder):
-            return cls._open(folder, segment_bytes)
+            return cls._open(folder, segment_bytes, seal_level)
 
     @classmethod
-    def _open(cls, folder: Path, segment_bytes: int) -> Self:
+    def _open(cls, folder: Path, segment_bytes: int, seal_level: int | None) -> Self:
         _create_folder(folder)
         lock = take_lock(folder)
         segment: _Segment | None = None
@@ -123,7 +129,14 @@ class LocalLogWriter:
             os.close(lock)
             raise
         return cls(
-            folder, lock=lock, end_file=end_file, segment=segment, end=end, epoch=epoch, segment_bytes=segment_bytes
+            folder,
+            lock=lock,
+            end_file=end_file,
+            segment=segment,
+            end=end,
+            epoch=epoch,
+            segment_bytes=segment_bytes,
+            seal_level=seal_level,
         )
 
     def end(self) -> LogEnd:
@@ -144,6 +157,8 @@ class LocalLogWriter:
         self._check_may_write()
         self._segment = replace(self._segment, size=self._segment.size + byte_count)
         self._end = end_after(header)
+        if not group.is_partial:
+            self._seal_some()
         return header
 
     def discard_partial(self) -> None:
@@ -161,6 +176,8 @@ class LocalLogWriter:
         self._stopped = _ClosedError(
             f"cannot write the log {str(self.folder)!r}: this writer was closed; open it again"
         )
+        if self._sealer is not None:
+            self._sealer.close()
         for descriptor in (self._segment.descriptor, self._end_file, self._lock):
             os.close(descriptor)
 
@@ -169,6 +186,12 @@ class LocalLogWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _seal_some(self) -> None:
+        """Have a segment sealed that was closed since the last time."""
+        if self._sealer is not None and self._has_closed:
+            self._sealer.wake()
+        self._has_closed = False
 
     def _check_may_write(self) -> None:
         if self._stopped is not None:
@@ -192,6 +215,7 @@ class LocalLogWriter:
             )
         os.close(self._segment.descriptor)
         self._segment = segment
+        self._has_closed = True
 
     def _write(self, frame: tuple[bytes, pa.Buffer]) -> None:
         try:
@@ -280,6 +304,11 @@ def _recover(folder: Path, published: PublishedEnd) -> tuple[_Segment, LogEnd]:
     known = segments(folder)
     while known:
         first = known[-1]
+        if not (folder / segment_name(first)).exists():
+            raise CorruptLogError(
+                f"cannot open the log {str(folder)!r}: {sealed_name(first)} is its last segment, and was sealed when "
+                "groups behind it were durable; restore the log from a copy, or remove it and dump the source again"
+            )
         segment, end = _recover_segment(folder, first, published)
         if end is None and first > 0:
             # The writer died between creating the segment and its first group, or within a transaction.
@@ -291,7 +320,7 @@ def _recover(folder: Path, published: PublishedEnd) -> tuple[_Segment, LogEnd]:
             return segment, end
         os.close(segment.descriptor)
         os.unlink(folder / segment_name(first))
-        _sync_folder(folder)
+        sync_folder(folder)
         known.pop()
     _check_count(folder, published, found=0)
     return _create_segment(folder, 0), EMPTY_END
@@ -323,21 +352,22 @@ def _recover_segment(folder: Path, first: int, published: PublishedEnd) -> tuple
 
 def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -> tuple[list[Frame], int]:
     """The last segment's whole frames and where they end; a bad one is a torn tail or it is damage."""
+    source = PlainBytes(descriptor)
     found: list[Frame] = []
     at = 0
     try:
-        for frame in frames(descriptor):
+        for frame in frames(source):
             found.append(frame)
             at = frame.end
         if found:
             # Only the last frame can be torn: each was durable before the next was begun.
             at = found[-1].start
-            read_body(descriptor, found[-1])
+            read_body(source, found[-1])
             at = found[-1].end
     except BadFrameError as error:
         if found and found[-1].start == at:
             found.pop()
-        if first + len(found) < durable_count or holds_frame_after(descriptor, at):
+        if first + len(found) < durable_count or holds_frame_after(source, at):
             raise corrupt(path, at, first + len(found), str(error)) from error
         head = os.pread(descriptor, len(MAGIC), at)
         if at == 0 and not MAGIC.startswith(head) and head.strip(b"\0"):
@@ -348,17 +378,16 @@ def _whole_frames(descriptor: int, path: Path, first: int, durable_count: int) -
 
 
 def _last_header(folder: Path, first: int, sequence: int) -> GroupHeader:
-    path = folder / segment_name(first)
-    with opened(folder, first) as descriptor:
+    with opened(folder, first) as segment:
         at, number = 0, first
         try:
-            for frame in frames(descriptor):
+            for frame in frames(segment.bytes):
                 if number == sequence:
                     return frame.header()
                 at, number = frame.end, number + 1
         except BadFrameError as error:
-            raise corrupt(path, at, number, str(error)) from error
-    raise corrupt(path, at, number, "the segment ends early")
+            raise corrupt(segment.path, at, number, str(error)) from error
+        raise corrupt(segment.path, at, number, "the segment ends early")
 
 
 def _check_count(folder: Path, published: PublishedEnd, *, found: int) -> None:
@@ -377,7 +406,7 @@ def _create_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _create_end_file(folder: Path, *, epoch: int, count: int) -> int:
@@ -389,7 +418,7 @@ def _create_end_file(folder: Path, *, epoch: int, count: int) -> int:
         write_end(descriptor, epoch=epoch, count=count)
         os.fsync(descriptor)
         if is_new:
-            _sync_folder(folder)
+            sync_folder(folder)
     except BaseException:
         os.close(descriptor)
         raise
@@ -401,19 +430,11 @@ def _create_segment(folder: Path, first_sequence: int) -> _Segment:
     descriptor = os.open(folder / segment_name(first_sequence), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         # The name must be durable before a group in the file can be.
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException:
         os.close(descriptor)
         raise
     return _Segment(first_sequence=first_sequence, descriptor=descriptor, size=0)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | pa.Buffer], at: int) -> None:

@@ -4,16 +4,20 @@ import math
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
+
+import pyarrow as pa
 
 from deltaworks.log.change_log import (
     EMPTY_END,
     ArchivedSegmentGoneError,
     CorruptLogError,
     GroupHeader,
+    GroupPlace,
     LogEnd,
     OffsetRetiredError,
     StoredGroup,
@@ -21,9 +25,14 @@ from deltaworks.log.change_log import (
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import read_end
 from deltaworks.log.header import check_follows, check_not_ahead, end_after
-from deltaworks.log.segment import BadFrameError, decode_frame, read_body, read_frame, segment_name, segments
-from deltaworks.log.segment_file import corrupt, durable_frame, opened, retired
+from deltaworks.log.sealed import SealedBytes
+from deltaworks.log.segment import BadFrameError, decode_frame, read_body, read_frame
+from deltaworks.log.segment_file import OpenSegment, corrupt, opened, retired, segments, size_of
 from deltaworks.log.wake import wait_until
+from deltaworks.position import Lsn
+
+_PLACE = tuple(field.name for field in fields(GroupPlace))
+
 
 _FETCH_TRIES = 5
 
@@ -56,6 +65,7 @@ class LocalLogReader:
         self._end = EMPTY_END
         self._firsts: list[int] = []
         self._bounds: dict[int, array[int]] = {}
+        self._index: tuple[int, pa.Table] | None = None
 
     def end(self) -> LogEnd:
         """The end as of now; some microseconds when nothing was appended since the last call."""
@@ -93,6 +103,24 @@ class LocalLogReader:
         with self._lock:
             return self._header(sequence)
 
+    def place(self, sequence: int) -> GroupPlace:
+        """Where one durable group stands: by the index of a sealed segment, else by the group's header.
+
+        Raises:
+            OffsetRetiredError: it is no longer kept.
+        """
+        with self._lock:
+            first, _ = self._locate(sequence)
+            if self._index is None or self._index[0] != first:
+                with self._opened(first) as segment:
+                    groups = _index(segment)
+                if groups is None:
+                    header = self._header(sequence)
+                    return GroupPlace(**{name: getattr(header, name) for name in _PLACE})
+                self._index = first, groups
+            [row] = self._index[1].slice(sequence - first, 1).drop_columns("start").to_pylist()
+        return GroupPlace(**row | {"position": Lsn(row["position"])})
+
     def read(self, *, after_sequence: int, max_changes: int | None = None) -> Iterator[StoredGroup]:
         """See `LogReader.read`; the end is that of this call, not of the first step."""
         end = self.end()
@@ -103,13 +131,16 @@ class LocalLogReader:
         """Headers from the last group to the oldest that is kept."""
         last = self.end().sequence
         oldest = min(self._segments(), default=0)
-        for sequence in range(last, oldest - 1, -1):
-            try:
-                header = self.header(sequence)
-            except OffsetRetiredError:
-                # It was retired since this began, and what is older with it.
-                return
-            yield header
+        with _Opened(self._opened) as at:
+            for sequence in range(last, oldest - 1, -1):
+                try:
+                    with self._lock:
+                        first, start = self._locate(sequence)
+                    header = at.segment(first).frame(start, sequence=sequence).header()
+                except OffsetRetiredError:
+                    # It was retired since this began, and what is older with it.
+                    return
+                yield header
 
     def wait(self, *, after_sequence: int, timeout_s: float) -> bool:
         """See `LogReader.wait`; wakes within about a millisecond of an append by any process."""
@@ -128,26 +159,27 @@ class LocalLogReader:
             with suppress(OffsetRetiredError):
                 previous = self.header(sequence - 1)
         left = math.inf if max_changes is None else max(1, max_changes)
-        while sequence <= last and left > 0:
-            with self._lock:
-                first, start = self._locate(sequence)
-            with self._opened(first) as (descriptor, path):
-                frame = durable_frame(descriptor, start, path=path, sequence=sequence)
+        with _Opened(self._opened) as at:
+            while sequence <= last and left > 0:
+                with self._lock:
+                    first, start = self._locate(sequence)
+                segment = at.segment(first)
+                frame = segment.frame(start, sequence=sequence)
                 try:
-                    body = read_body(descriptor, frame)
+                    body = read_body(segment.bytes, frame)
                 except BadFrameError as error:
-                    raise corrupt(path, start, sequence, str(error)) from error
-            group = decode_frame(frame, body)
-            check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
-            yield group
-            previous = group.header
-            left -= group.header.next_offset - group.header.offset
-            sequence += 1
+                    raise corrupt(segment.path, start, sequence, str(error)) from error
+                group = decode_frame(frame, body)
+                check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
+                yield group
+                previous = group.header
+                left -= group.header.next_offset - group.header.offset
+                sequence += 1
 
     def _header(self, sequence: int) -> GroupHeader:
         first, start = self._locate(sequence)
-        with self._opened(first) as (descriptor, path):
-            return durable_frame(descriptor, start, path=path, sequence=sequence).header()
+        with self._opened(first) as segment:
+            return segment.frame(start, sequence=sequence).header()
 
     def _locate(self, sequence: int) -> tuple[int, int]:
         """The segment (by its first sequence) and the place in it of a durable group."""
@@ -183,13 +215,17 @@ class LocalLogReader:
         bounds = self._bounds.setdefault(first, array("Q", [0]))
         if sequence - first < len(bounds) - 1:
             return bounds
-        with self._opened(first) as (descriptor, path):
+        with self._opened(first) as segment:
+            if (groups := _index(segment)) is not None:
+                starts = groups.column("start").to_pylist()
+                bounds = self._bounds[first] = array("Q", [*starts, segment.bytes.size])
+                return bounds
             # Never looks behind `sequence`: what lies there may be in the middle of being written.
             while sequence - first >= len(bounds) - 1:
                 try:
-                    frame = read_frame(descriptor, bounds[-1])
+                    frame = read_frame(segment.bytes, bounds[-1])
                 except BadFrameError as error:
-                    raise corrupt(path, bounds[-1], first + len(bounds) - 1, str(error)) from error
+                    raise corrupt(segment.path, bounds[-1], first + len(bounds) - 1, str(error)) from error
                 if frame is None:
                     break
                 bounds.append(frame.end)
@@ -201,32 +237,66 @@ class LocalLogReader:
         return here if self._archive is None else sorted({*here, *self._archive.firsts()})
 
     @contextmanager
-    def _opened(self, first: int) -> Iterator[tuple[int, Path]]:
+    def _opened(self, first: int) -> Iterator[OpenSegment]:
         """A segment for reading, from the archive where it is not here any more; raises like `opened`."""
         with ExitStack() as stack:
             yield self._open(first, stack)
 
-    def _open(self, first: int, stack: ExitStack) -> tuple[int, Path]:
+    def _open(self, first: int, stack: ExitStack) -> OpenSegment:
         folder = self.folder
         for _ in range(_FETCH_TRIES):
             try:
-                return stack.enter_context(opened(folder, first)), folder / segment_name(first)
+                return stack.enter_context(opened(folder, first))
             except OffsetRetiredError:
                 # A copy that was fetched may be gone again before it is opened, where the cache is small.
                 if self._archive is None or first not in self._archive.firsts():
                     raise
                 folder = self._archive.fetch(first)
-        return stack.enter_context(opened(folder, first)), folder / segment_name(first)
+        return stack.enter_context(opened(folder, first))
 
     def _forget(self, identity: tuple[int, int]) -> None:
         self._identity = identity
         self._end = EMPTY_END
         self._firsts = []
         self._bounds = {}
+        self._index = None
+
+
+class _Opened:
+    """The segment that a reader is in, open as long as it is in it."""
+
+    def __init__(self, opened: Callable[[int], AbstractContextManager[OpenSegment]]) -> None:
+        self._opened = opened
+        self._open = ExitStack()
+        self._segment: OpenSegment | None = None
+
+    def __enter__(self) -> "_Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def segment(self, first: int) -> OpenSegment:
+        """The segment of that first group; raises like `opened`."""
+        if self._segment is None or self._segment.first != first:
+            self._open.close()
+            self._segment = None
+            self._segment = self._open.enter_context(self._opened(first))
+        return self._segment
+
+
+def _index(segment: OpenSegment) -> pa.Table | None:
+    """The index of a sealed segment; a plain one has none."""
+    if not isinstance(segment.bytes, SealedBytes):
+        return None
+    try:
+        return segment.bytes.groups()
+    except BadFrameError as error:
+        raise corrupt(segment.path, 0, segment.first, str(error)) from error
 
 
 def _check_has_no_groups(folder: Path) -> None:
-    has_groups = any((folder / segment_name(first)).stat().st_size for first in segments(folder))
+    has_groups = any(size_of(folder, first) for first in segments(folder))
     # A writer that opens a new log makes the file `end` before its first group, so look again.
     if has_groups and read_end(folder) is None:
         raise CorruptLogError(

@@ -102,7 +102,7 @@ class LocalLog:
 
     def writer(self) -> LocalLogWriter:
         """See `LogPlace`."""
-        return LocalLogWriter.open(self.folder)
+        return LocalLogWriter.open(self.folder, seal_level=self.settings.seal_level if self.settings.seal else None)
 
     def take_over(self) -> LocalLogWriter:
         """See `LogPlace`."""

@@ -9,8 +9,6 @@ Only whole segments go, the oldest first, each durably before the next, so what 
 the process dies. A log never loses its newest visible group: with it goes where capture has to resume.
 """
 
-import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,7 +21,8 @@ from deltaworks import faults
 from deltaworks.config import LocalLogConfig
 from deltaworks.log.archive.manifest import read_manifest
 from deltaworks.log.local_reader import LocalLogReader
-from deltaworks.log.segment import segment_name, segments
+from deltaworks.log.segment_file import closed_segments as closed_files
+from deltaworks.log.segment_file import maintaining, segment_files, segments, size_of, sync_folder
 
 logger = structlog.get_logger(__name__)
 
@@ -65,7 +64,7 @@ def retire(folder: Path, settings: LocalLogConfig, *, read_up_to: dict[str, int]
         return Retired(oldest_sequence=min(segments(folder), default=0))
     closed = list(closed_segments(folder))
     # The segment being written counts for how much there is.
-    total = sum(_size(folder / segment_name(first)) for first in segments(folder))
+    total = sum(size_of(folder, first) for first in segments(folder))
     chosen = to_retire(closed, settings, total_bytes=total, read_up_to=min(read_up_to.values(), default=-1), now=now)
     unarchived = 0
     if settings.archive is not None:
@@ -75,10 +74,13 @@ def retire(folder: Path, settings: LocalLogConfig, *, read_up_to: dict[str, int]
         if unarchived:
             logger.warning("segments wait for the archive", log=folder.name, segments=unarchived)
     for segment in chosen:
-        faults.reach("log.before_remove")
-        (folder / segment_name(segment.first)).unlink(missing_ok=True)
-        faults.reach("log.after_remove")
-        _sync(folder)
+        # The plain file of a segment that is being sealed goes first, and the sealed one comes from nowhere else.
+        with maintaining(folder):
+            faults.reach("log.before_remove")
+            for path in segment_files(folder).get(segment.first, []):
+                path.unlink(missing_ok=True)
+            faults.reach("log.after_remove")
+            sync_folder(folder)
     if not chosen:
         return Retired(oldest_sequence=min(segments(folder), default=0), unarchived=unarchived)
     has_all = settings.archive is not None
@@ -118,34 +120,10 @@ def to_retire(
 def closed_segments(folder: Path) -> Iterator[Closed]:
     """The segments that may be removed at all, oldest first; reads one header of each."""
     reader = LocalLogReader(folder)
-    end, firsts = reader.end().sequence, segments(folder)
-    for first, following in itertools.pairwise(firsts):
-        # Behind it has to be a group that every reader sees, not just the parts of an unfinished transaction.
-        if following > end:
-            return
-        yield Closed(
-            first=first,
-            last=following - 1,
-            bytes=_size(folder / segment_name(first)),
-            newest_at=reader.header(following).appended_at,
-        )
+    for first, last in closed_files(folder):
+        newest_at = reader.place(last + 1).appended_at
+        yield Closed(first=first, last=last, bytes=size_of(folder, first), newest_at=newest_at)
 
 
 def _is_over(age: timedelta, hours: float | None) -> bool:
     return hours is not None and age > timedelta(hours=hours)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _sync(folder: Path) -> None:
-    """Make a removal durable; otherwise a power cut could bring this segment back and not the next."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

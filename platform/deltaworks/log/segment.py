@@ -9,7 +9,8 @@ without reading the body. The fixed fields never change their layout; `format` s
 what follows them. The JSON is the group's header plus the length of each stream; the body is one
 Arrow IPC stream per batch, each with its schema and its metadata. Numbers are little-endian.
 
-A segment is named by the sequence of its first group, so positions within it need no index file.
+A segment is named by the sequence of its first group. While it grows it needs no index; once it is closed it is
+sealed, see `sealed`: the same frames, compressed.
 """
 
 import os
@@ -17,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -32,7 +33,43 @@ _FIXED = struct.Struct("<4sIIIIQ")
 _CHECKED = struct.Struct("<IIIQ")
 _HEAD_BYTES = 4096
 """Read at once: the fixed fields and, nearly always, the whole JSON."""
-_SUFFIX = ".segment"
+
+
+class FrameBytes(Protocol):
+    """The bytes of a segment as they were appended, whatever keeps them. Raises `BadFrameError` for damaged ones."""
+
+    @property
+    def size(self) -> int:
+        """How many there are as of now."""
+
+    def read(self, start: int, length: int) -> bytes | memoryview:
+        """At most so many bytes from `start`; none at the end. What is one frame is never given in pieces."""
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        """Fill a view with the bytes from `start`, as far as they go; how many those were."""
+
+
+class PlainBytes:
+    """The bytes of a file that may grow; its descriptor is somebody else's to close."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @property
+    def size(self) -> int:
+        """See `FrameBytes`."""
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        """See `FrameBytes`."""
+        return os.pread(self.descriptor, length, start)
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        """See `FrameBytes`."""
+        done = 0
+        while done < len(view) and (count := os.preadv(self.descriptor, [view[done:]], start + done)):
+            done += count
+        return done
 
 
 class BadFrameError(Exception):
@@ -63,20 +100,6 @@ class Frame:
         return decode_header(self.head, "streams")[0]
 
 
-def segment_name(first_sequence: int) -> str:
-    """The file name of the segment that starts with this group."""
-    return f"{first_sequence:020d}{_SUFFIX}"
-
-
-def segments(folder: Path) -> list[int]:
-    """The first sequence of each segment in the folder, in order; empty for a folder that is not there."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return sorted(int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
-
-
 def encode_frame(header: GroupHeader, batches: tuple[ChangeBatch, ...]) -> tuple[bytes, pa.Buffer]:
     """A group as the two buffers of its frame: head and body."""
     sink = pa.BufferOutputStream()
@@ -93,14 +116,14 @@ def encode_frame(header: GroupHeader, batches: tuple[ChangeBatch, ...]) -> tuple
     return MAGIC + crc.to_bytes(4, "little") + checked + text, body
 
 
-def read_frame(descriptor: int, start: int) -> Frame | None:
+def read_frame(source: FrameBytes, start: int) -> Frame | None:
     """The frame at `start`, or `None` at the end of the file.
 
     Raises:
         BadFrameError: the frame is cut short or its header fails the checksum.
         LogFormatError: a whole header of a format this version does not know.
     """
-    head = os.pread(descriptor, _HEAD_BYTES, start)
+    head = source.read(start, _HEAD_BYTES)
     if not head:
         return None
     if len(head) < _FIXED.size:
@@ -108,29 +131,28 @@ def read_frame(descriptor: int, start: int) -> Frame | None:
     magic, crc, version, text_length, body_crc, body_length = _FIXED.unpack_from(head)
     if magic != MAGIC:
         raise BadFrameError("there is no frame")
-    size = os.fstat(descriptor).st_size
-    if start + _FIXED.size + text_length + body_length > size:
+    if start + _FIXED.size + text_length + body_length > source.size:
         raise BadFrameError("the frame is cut short")
     text = head[_FIXED.size : _FIXED.size + text_length]
     if len(text) < text_length:
-        text = os.pread(descriptor, text_length, start + _FIXED.size)
+        text = source.read(start + _FIXED.size, text_length)
     if zlib.crc32(text, zlib.crc32(head[8 : _FIXED.size])) != crc:
         raise BadFrameError("the header fails its checksum")
     if version != FORMAT:
         raise LogFormatError(
             f"cannot read log format {version!r} at byte {start}; this version reads {FORMAT}: upgrade Deltaworks"
         )
-    return Frame(start=start, head=text, body_length=body_length, body_crc=body_crc)
+    return Frame(start=start, head=bytes(text), body_length=body_length, body_crc=body_crc)
 
 
-def frames(descriptor: int, start: int = 0) -> Iterator[Frame]:
+def frames(source: FrameBytes, start: int = 0) -> Iterator[Frame]:
     """The frames from `start` to the end of the file; raises like `read_frame`."""
-    while (frame := read_frame(descriptor, start)) is not None:
+    while (frame := read_frame(source, start)) is not None:
         yield frame
         start = frame.end
 
 
-def read_body(descriptor: int, frame: Frame) -> pa.Buffer:
+def read_body(source: FrameBytes, frame: Frame) -> pa.Buffer:
     """The body of a frame, checked.
 
     Raises:
@@ -138,13 +160,8 @@ def read_body(descriptor: int, frame: Frame) -> pa.Buffer:
     """
     # Arrow allocates on 64 bytes, as its kernels like their buffers; a `bytes` object is not aligned so.
     body = pa.allocate_buffer(frame.body_length)
-    view = memoryview(body)
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], frame.body_start + done)
-        if count == 0:
-            raise BadFrameError("the body is cut short")
-        done += count
+    if source.read_into(memoryview(body), frame.body_start) < frame.body_length:
+        raise BadFrameError("the body is cut short")
     if zlib.crc32(body) != frame.body_crc:
         raise BadFrameError("the body fails its checksum")
     return body
@@ -162,18 +179,17 @@ def decode_frame(frame: Frame, body: pa.Buffer) -> StoredGroup:
     return StoredGroup(header, tuple(batches))
 
 
-def holds_frame_after(descriptor: int, start: int) -> bool:
+def holds_frame_after(source: FrameBytes, start: int) -> bool:
     """Whether a whole frame header lies anywhere after `start`.
 
     A group is written only after the one before it is durable. So a broken frame with a whole one
     behind it was whole once, and is damage, never the trace of a crash.
     """
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, size - start, start)
+    tail = bytes(source.read(start, source.size - start))
     at = tail.find(MAGIC, 1)
     while at >= 0:
         try:
-            if read_frame(descriptor, start + at) is not None:
+            if read_frame(source, start + at) is not None:
                 return True
         except (BadFrameError, LogFormatError):
             pass

@@ -5,7 +5,7 @@ middle of anything, also between looking at the epoch and writing. So every file
 by a copy under the same name: what it writes then goes to files that nobody can find any more.
 
     end       copied first, with a higher epoch: from here on it refuses its own appends
-    segment   copied up to its last byte; the next writer cuts a frame that was in the middle of being written
+    segment   the last one, copied to its last byte; the next writer cuts a frame that was only written in part
     lock      a new file, free to be locked
 
 Call it only after the writer was cut off from its source. An append that it was in the middle of may be in the
@@ -25,7 +25,7 @@ from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import read_end, write_end
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE
-from deltaworks.log.segment import segment_name, segments
+from deltaworks.log.segment_file import segment_name, segments, sync_folder
 
 TAKEOVER_FILE = "takeover"
 
@@ -47,8 +47,8 @@ def take_over(folder: Path) -> None:
         logger.warning("a log is taken over", folder=str(folder), holder=holder_of(folder / LOCK_FILE))
         _replace(folder / END_FILE, lambda path: _write_end(folder, path))
         known = segments(folder)
-        if known:
-            last = folder / segment_name(known[-1])
+        # What is sealed, no writer has open.
+        if known and (last := folder / segment_name(known[-1])).exists():
             _replace(last, lambda path: shutil.copyfile(last, path))
         _replace(folder / LOCK_FILE, Path.touch)
     finally:
@@ -65,11 +65,7 @@ def _replace(path: Path, make: Callable[[Path], object]) -> None:
     finally:
         os.close(descriptor)
     new.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(path.parent)
 
 
 def _write_end(folder: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deltaworks.log.change_log import EMPTY_END, GroupHeader, LogEnd, LogReader, StoredGroup
+from deltaworks.log.find import Indexed, first_sequence
 from deltaworks.log.header import end_after
 from deltaworks.position import Lsn
 
@@ -60,6 +61,13 @@ class LogUntil:
 
 def last_group_at(reader: LogReader, position: Lsn) -> int:
     """The last group with which nothing is in the log that was committed after a position; -1 where there is none."""
+    oldest = reader.oldest()
+    if isinstance(reader, Indexed) and oldest is not None:
+        end = reader.end().sequence
+        last = first_sequence(reader, lambda place: place.position > position, oldest=oldest.sequence, last=end) - 1
+        while last >= oldest.sequence and reader.place(last).is_partial:
+            last -= 1
+        return last if last >= oldest.sequence else -1
     for header in reader.headers_backwards():
         # A part of a transaction stands under the position before it.
         if header.position <= position and not header.is_partial:

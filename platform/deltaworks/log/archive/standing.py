@@ -17,7 +17,7 @@ from deltaworks.errors import DeltaworksError, RetryableError
 from deltaworks.log.archive.manifest import read_manifest
 from deltaworks.log.archive.place import ArchivePlace
 from deltaworks.log.archive.upload import pending
-from deltaworks.log.segment import segment_name, segments
+from deltaworks.log.segment_file import segments, size_of
 
 NAME = "archive"
 
@@ -61,7 +61,7 @@ def archive_status(folder: Path, place: ArchivePlace) -> ArchiveStatus:
         segments=len(archived),
         bytes=sum(segment.bytes for segment in archived.values()),
         behind_segments=len(behind),
-        behind_bytes=sum(_size(folder / segment_name(segment.first)) or 0 for segment in behind),
+        behind_bytes=sum(size_of(folder, segment.first) for segment in behind),
         fault=read_fault(folder),
     )
 
@@ -72,7 +72,7 @@ def segment_places(folder: Path, cache: Path | None) -> Sequence[SegmentPlace]:
     firsts = sorted({*archived, *here})
     found: list[SegmentPlace] = []
     for first, following in zip(firsts, [*firsts[1:], None], strict=True):
-        entry, size = archived.get(first), _size(folder / segment_name(first))
+        entry, size = archived.get(first), size_of(folder, first) if first in here else None
         cached = None if entry is None or cache is None else _size(cache / entry.name)
         where: list[Literal["here", "archive", "cache"]] = []
         where += ["here"] if size is not None else []

@@ -24,7 +24,7 @@ from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_m
 from deltaworks.log.archive.place import ArchiveConflictError, ArchivePlace
 from deltaworks.log.end_file import read_end
 from deltaworks.log.local_reader import LocalLogReader
-from deltaworks.log.segment import segment_name, segments
+from deltaworks.log.segment_file import closed_file, segments
 from deltaworks.object_store import StoreClient
 
 logger = structlog.get_logger(__name__)
@@ -82,8 +82,8 @@ def archive_log(folder: Path, place: ArchivePlace) -> Sequence[Archived]:
 
 
 def _upload(folder: Path, segment: Pending, place: ArchivePlace, client: StoreClient) -> Archived:
-    path = _file_of(folder, segment.first)
-    with path.open("rb") as file:
+    with closed_file(folder, segment.first) as file:
+        path = Path(file.name)
         digest = hash_of(file)
         archived = Archived(
             name=path.name, first=segment.first, last=segment.last, bytes=file.tell(), sha256=digest.hex()
@@ -143,7 +143,3 @@ def hash_of(file: IO[bytes]) -> bytes:
     while piece := file.read(1 << 20):
         digest.update(piece)
     return digest.digest()
-
-
-def _file_of(folder: Path, first: int) -> Path:
-    return folder / segment_name(first)
