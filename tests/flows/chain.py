@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ import httpx
 from servers import forked
 from servers.postgres import Database
 
+from deltaworks.change import READ
 from deltaworks.config import Config
+from deltaworks.log.registry import open_reader
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,3 +86,17 @@ class Studio:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def streamed_identities(studio: Studio) -> Counter[tuple[str, int, int]]:
+    """How often each streamed change is in the log."""
+    seen: Counter[tuple[str, int, int]] = Counter()
+    for group in open_reader(studio.config, "studio").read(after_sequence=-1):
+        for batch in group.batches:
+            columns = [batch.rows.column(name).to_pylist() for name in ("_op", "_commit", "_ordinal")]
+            seen.update(
+                (str(batch.schema.name), commit, ordinal)
+                for op, commit, ordinal in zip(*columns, strict=True)
+                if op != READ
+            )
+    return seen

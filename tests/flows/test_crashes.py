@@ -2,13 +2,11 @@
 
 import random
 import threading
-from collections import Counter
 
 import pytest
-from flows.chain import Studio, wait
+from flows.chain import Studio, streamed_identities, wait
 
 from deltaworks import operate
-from deltaworks.change import READ
 from deltaworks.log.local import LocalLogReader
 from deltaworks.store.search import SearchReader
 from studio.updates import apply_updates
@@ -26,20 +24,6 @@ EXPECTED = """
     from movie left join rating using (movie_id)
     where status not in ('draft', 'withdrawn')
 """
-
-
-def streamed_identities(studio: Studio) -> Counter[tuple[str, int, int]]:
-    """How often each streamed change is in the log."""
-    seen: Counter[tuple[str, int, int]] = Counter()
-    for group in LocalLogReader(studio.config.log_folder("studio")).read(after_sequence=-1):
-        for batch in group.batches:
-            columns = [batch.rows.column(name).to_pylist() for name in ("_op", "_commit", "_ordinal")]
-            seen.update(
-                (str(batch.schema.name), commit, ordinal)
-                for op, commit, ordinal in zip(*columns, strict=True)
-                if op != READ
-            )
-    return seen
 
 
 def assert_index_is_as_the_database_says(studio: Studio) -> None:

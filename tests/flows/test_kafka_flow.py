@@ -3,18 +3,15 @@
 import random
 import signal
 import threading
-from collections import Counter
 
 import pytest
 import yaml
-from flows.chain import ROOT, Studio, wait
+from flows.chain import ROOT, Studio, streamed_identities, wait
 from servers import forked
 from servers.kafka import KafkaCluster
 
 from deltaworks import config as configuration
 from deltaworks import operate
-from deltaworks.change import READ
-from deltaworks.log.registry import open_reader
 from deltaworks.store.search import SearchReader
 from deltaworks.testing.faults import kill_at
 from studio.updates import apply_updates
@@ -83,7 +80,7 @@ def test_capture_killed_around_commits_leaves_lake_and_index_as_the_source(kafka
     every = [str(key) for (key,) in studio.database.rows("select movie_id from movie")]
     hits = SearchReader(studio.config.index_folder("movie_search")).documents(every)
     assert {int(hit.key): (hit.body["title"], (hit.body["rating"] or {}).get("votes")) for hit in hits} == expected
-    repeated = {identity: count for identity, count in streamed(studio).items() if count > 1}
+    repeated = {identity: count for identity, count in streamed_identities(studio).items() if count > 1}
     assert not repeated
 
 
@@ -106,17 +103,3 @@ def start_capture(studio: Studio, step: str, after: int) -> forked.Child:
     )
     studio.children.append(child)
     return child
-
-
-def streamed(studio: Studio) -> Counter[tuple[str, int, int]]:
-    """How often each streamed change is in the log."""
-    seen: Counter[tuple[str, int, int]] = Counter()
-    for group in open_reader(studio.config, "studio").read(after_sequence=-1):
-        for batch in group.batches:
-            columns = [batch.rows.column(name).to_pylist() for name in ("_op", "_commit", "_ordinal")]
-            seen.update(
-                (str(batch.schema.name), commit, ordinal)
-                for op, commit, ordinal in zip(*columns, strict=True)
-                if op != READ
-            )
-    return seen

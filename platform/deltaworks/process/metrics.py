@@ -16,6 +16,7 @@ LOST = Counter(
 CHANGES = Counter("deltaworks_process_changes_total", "Changes folded into the state.", ("app",))
 DOCUMENTS = Counter("deltaworks_process_documents_total", "Documents made durable in every sink.", ("app",))
 STANDING = Gauge("deltaworks_process_entities", "Entities that are held or dead now.", ("app", "standing"))
+SHARES = Gauge("deltaworks_process_shares", "Shares that this member of an app has.", ("app",))
 STUCK = Gauge("deltaworks_process_stuck_seconds", "How long a step has not come back; 0 when it has.", ("app", "step"))
 LAG = Histogram(
     "deltaworks_process_lag_seconds",
@@ -54,6 +55,7 @@ APP_METRICS = (
     CHANGES,
     DOCUMENTS,
     STANDING,
+    SHARES,
     LAG,
     STEP_SECONDS,
     CALLS,

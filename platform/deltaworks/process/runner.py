@@ -227,7 +227,7 @@ class Runner:
             sharing = None
             if shares is not None:
                 member = membership or log_of(config, app.source).join(name, shares=shares)
-                sharing = Sharing(app, shares=shares, membership=member, state=state, log=reader)
+                sharing = Sharing(app, name=name, shares=shares, membership=member, state=state, log=reader)
                 resources.callback(sharing.close)
             runner = cls(
                 app=app,

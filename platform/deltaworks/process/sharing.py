@@ -28,6 +28,7 @@ import structlog
 from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.change_log import LogReader
 from deltaworks.log.membership import Membership
+from deltaworks.process import metrics
 from deltaworks.process.app import App
 from deltaworks.process.fold import At, Key
 from deltaworks.process.shares import share_of
@@ -70,8 +71,11 @@ def check_shareable(app: App, *, name: str) -> None:
 class Sharing:
     """One member's part of an app. Serves the runner's thread."""
 
-    def __init__(self, app: App, *, shares: int, membership: Membership, state: State, log: LogReader) -> None:
+    def __init__(
+        self, app: App, *, name: str, shares: int, membership: Membership, state: State, log: LogReader
+    ) -> None:
         self._app = app
+        self._name = name
         self._shares = shares
         self._membership = membership
         self._state = state
@@ -84,11 +88,6 @@ class Sharing:
         # Who has which share, and what was held or dead in it, is known to the group alone.
         with state.folding():
             state.shares.keep_only(())
-
-    @property
-    def shares(self) -> frozenset[int]:
-        """The shares that this member processes now."""
-        return frozenset(self._done)
 
     def turn(self) -> None:
         """Take part in the group: leave what is asked for, and take what is given; between two cycles.
@@ -158,7 +157,7 @@ class Sharing:
         try:
             self.confirm()
         except DeltaworksError as error:
-            logger.warning("a member leaves without a word", app=self._app.name, error=str(error))
+            logger.warning("a member leaves without a word", app=self._name, error=str(error))
         self._done = {}
         self._membership.close()
 
@@ -169,9 +168,10 @@ class Sharing:
                 self._state.shares.begin(share, done=done)
                 if self._app.lookups:
                     self._state.shares.begin_anew(share, position=checkpoint.position.value)
-        logger.info("shares are taken", app=self._app.name, shares=sorted(self._coming))
+        logger.info("shares are taken", app=self._name, shares=sorted(self._coming))
         self._done.update(self._coming)
         self._coming = {}
+        metrics.SHARES.labels(self._name).set(len(self._done))
         # What came with another generation is no proof for this one.
         self._confirmed_at = float("-inf")
 
@@ -179,13 +179,14 @@ class Sharing:
         self._advance()
         done = {share: self._done[share] for share in shares if share in self._done}
         self._drop(shares)
-        logger.info("shares are left", app=self._app.name, shares=sorted(shares))
+        logger.info("shares are left", app=self._name, shares=sorted(shares))
         return done
 
     def _drop(self, shares: Collection[int]) -> None:
         for share in shares:
             self._done.pop(share, None)
             self._coming.pop(share, None)
+        metrics.SHARES.labels(self._name).set(len(self._done))
         with self._state.settling():
             self._state.shares.end(shares)
 
