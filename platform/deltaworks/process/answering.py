@@ -58,6 +58,10 @@ class Answering:
                     self._state.asked.forget_all()
         return bool(requests)
 
+    def is_due(self) -> bool:
+        """Whether `run` has anything to do."""
+        return bool(self._requests.open()) or self._state.asked.is_busy
+
     def needs_rows(self) -> bool:
         """Whether it is asked for what only the rows of the entities can give."""
         return any(request.kind is Kind.REPROCESS for request in self._requests.open())

@@ -5,6 +5,9 @@
             │ touched keys,      │ in turn            │ done or set back
             │ checkpoint
 
+While sinks flush, a thread of its own waits for them, and the next cycle folds and processes; before it writes, what
+was under way is settled. An entity under way is not processed again before, so its documents leave in order.
+
 | the process dies          | then, after a restart                                              |
 |---------------------------|--------------------------------------------------------------------|
 | before the fold is synced | the same groups are read again                                     |
@@ -19,8 +22,8 @@ import asyncio
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,13 +44,15 @@ from deltaworks.log.membership import Membership
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.position import Lsn
-from deltaworks.process import lineage, metrics
+from deltaworks.process import lineage
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
 from deltaworks.process.client import Settings, open_clients
+from deltaworks.process.counting import Counting
 from deltaworks.process.declared import Step
 from deltaworks.process.direct import RowsNeededError, is_direct
-from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
+from deltaworks.process.flight import Flight
+from deltaworks.process.fold import Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
@@ -57,6 +62,7 @@ from deltaworks.process.place import take_folder
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
+from deltaworks.process.schemas import Schemas
 from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Refusal, Sink, SinkAwayError
 from deltaworks.process.source import Table
@@ -137,10 +143,10 @@ class Runner:
         self._checkpoint = state.checkpoint()
         self._reached = self._checkpoint.reached
         self._flushed_at = 0.0
-        self._known_schemas: dict[TableName, TableSchema] = {}
-        self._latest_schemas = schemas
-        self._arrivals: dict[Key, tuple[int, datetime]] = {}
-        self._tally = Tally()
+        self._schemas = Schemas(app, latest=schemas)
+        self._counting = Counting(name, state=state)
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix=f"flush-{name}")
+        self._flight: Flight | None = None
         self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
         self._leaving = Leaving(app, name=name, state=state)
         self._answering = Answering(
@@ -161,7 +167,6 @@ class Runner:
         self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
         self._lineage_file = lineage_file
         self._is_observed = False
-        self._has_standing = True
         self._fold_to = state.plan.fold_to()
         self._ranges: Ranges | None = None
         if is_direct(app) and sharing is None and not state.plan.keeps_rows():
@@ -172,7 +177,7 @@ class Runner:
                 pipeline=pipeline,
                 sinks=sinks,
                 loop=loop,
-                check=self._check_schemas,
+                check=self._schemas.check,
                 flush=self._flush,
             )
 
@@ -246,6 +251,8 @@ class Runner:
                 step_limit_s=settings.step_limit_s,
                 sharing=sharing,
             )
+            # What is under way ends before the sinks close.
+            resources.callback(runner._flusher.shutdown)
             runner._resources = resources.pop_all()
         return runner
 
@@ -285,14 +292,14 @@ class Runner:
             SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
         """
         self._pause.check(self._name)
-        self._tally = Tally()
+        self._counting.tally = Tally()
         end = self._log.end()
         self._state.hasten()
         deadline = time.monotonic() + patience_s
         attempt = 0
         others: Mapping[int, int] = {}
         while True:
-            before = self._tally.settled
+            before = self._counting.tally.settled
             try:
                 worked = self._cycle(up_to_sequence=end.sequence, on_progress=on_progress)
                 progress = self._sharing.members_progress() if self._sharing is not None and not worked else others
@@ -303,7 +310,7 @@ class Runner:
                 time.sleep(_delay_s(error, attempt))
                 continue
             attempt = 0
-            if before != self._tally.settled:
+            if before != self._counting.tally.settled:
                 deadline = time.monotonic() + patience_s
                 continue
             is_stuck = time.monotonic() > deadline and not self._state.counts()[Standing.DIRTY]
@@ -319,6 +326,7 @@ class Runner:
             if next_try is None or time.monotonic() + delay_s > deadline:
                 break
             time.sleep(delay_s)
+        self._land()
         self._flush_position()
         return self.report()
 
@@ -331,7 +339,7 @@ class Runner:
         Raises:
             SchemaMismatchError: a table changed so that the app cannot read it; nothing after it was read.
         """
-        self._tally = Tally()
+        self._counting.tally = Tally()
         attempt = 0
         while not stop.is_set():
             if self._pause.is_on:
@@ -351,12 +359,16 @@ class Runner:
                     "app waits", app=self._name, error=str(error), attempt=attempt, delay_s=round(delay_s, 3)
                 )
                 stop.wait(delay_s)
+        try:
+            self._land()
+        except RetryableError as error:
+            logger.warning("app stops before its last documents left", app=self._name, error=str(error))
         return self.report()
 
     def report(self) -> ProcessReport:
         """What was done since `drain` or `follow` began, and what is held and dead now."""
         counts = self._state.counts()
-        return self._tally.report(
+        return self._counting.tally.report(
             held=counts[Standing.HELD],
             dead=counts[Standing.DEAD] + self._state.turns.dead_count(),
             position=self._reached,
@@ -465,20 +477,25 @@ class Runner:
         if self._checkpoint.sequence < self._fold_to:
             # Documents of what is still to be folded have left, so none may be made of what is there now.
             return folded
+        if self._answering.is_due():
+            self._land()
         is_asked = self._answering.run()
-        waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE)
+        waiting = self._due()
+        has_landed = False
         if waiting:
             self._process(waiting)
+        else:
+            has_landed = self._land()
         told = self._telling.run(limit=ENTITIES_PER_CYCLE)
         self._forget_stuck()
-        self._tally.turns += told.taken
+        self._counting.tally.turns += told.taken
         if not waiting and not folded:
             self._flush_position(every_s=POSITION_EVERY_S)
         if on_progress is not None:
-            done = self._tally.changes + self._tally.entities
+            done = self._counting.tally.changes + self._counting.tally.entities
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
-        return bool(folded or waiting or told.tried or is_asked)
+        return bool(folded or waiting or has_landed or told.tried or is_asked)
 
     def _take_part(self) -> None:
         if self._sharing is not None:
@@ -501,14 +518,9 @@ class Runner:
         if ranged is None:
             return False
         self._checkpoint = ranged.checkpoint
-        self._tally.changes += ranged.change_count
-        metrics.CHANGES.labels(self._name).inc(ranged.change_count)
-        self._count(ranged.outcome, ranged.entity_count)
-        now = time.time()
-        self._tally.lags.extend(now - at for at in ranged.committed_at)
-        self._tally.log_lags.extend(now - at for at in ranged.appended_at)
-        for at in ranged.committed_at:
-            metrics.LAG.labels(self._name).observe(now - at)
+        self._counting.changes(ranged.change_count)
+        self._counting.outcome(ranged.outcome, ranged.entity_count)
+        self._counting.lags(ranged.committed_at, ranged.appended_at)
         self._observe_lineage_once()
         return True
 
@@ -529,7 +541,7 @@ class Runner:
             groups = faults.hand_over("process.read", groups)
             if not groups:
                 break
-            self._check_schemas(groups)
+            self._schemas.check(groups)
             self._fold_groups(groups)
             budget -= sum(group.header.next_offset - group.header.offset for group in groups)
         return budget < CHANGES_PER_FOLD
@@ -542,12 +554,12 @@ class Runner:
         )
         change_count = last.next_offset - groups[0].header.offset
         # Live groups have a row or two for each table; what a batch costs is paid once for all of them.
-        read = (batch for group in groups for batch in group.batches if self._tables_of(batch))
+        read = (batch for group in groups for batch in group.batches if self._schemas.tables_of(batch))
         batches = together(read)
         # A checkpoint without rows may be lost: the same groups would come to nothing again.
         with self._state.folding() if batches else self._state.settling():
             for batch in batches:
-                for table in self._tables_of(batch):
+                for table in self._schemas.tables_of(batch):
                     self._fold_batch(folds.setdefault(table, Fold()), table, batch)
             touched = Fold()
             for table, fold in folds.items():
@@ -558,15 +570,16 @@ class Runner:
                 for key, at in found.items():
                     touched.touch(key, at)
             due = self._mark(touched.touched, low=groups[0].header.sequence, high=last.sequence)
+            if self._flight is not None:
+                self._flight.note(touched.touched)
             self._state.ledger.take(batches, after=self._checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(checkpoint)
             faults.reach("process.before_fold_commit")
         faults.reach("process.after_fold")
         self._checkpoint = checkpoint
-        self._note_arrivals({key: touched.touched[key] for key in due}, last.appended_at)
-        self._tally.changes += change_count
-        self._tally.incomplete += sum(fold.incomplete for fold in folds.values())
-        metrics.CHANGES.labels(self._name).inc(change_count)
+        self._counting.arrivals({key: touched.touched[key] for key in due}, last.appended_at)
+        self._counting.changes(change_count)
+        self._counting.tally.incomplete += sum(fold.incomplete for fold in folds.values())
 
     def _mark(self, touched: Mapping[Key, At], *, low: int, high: int) -> Collection[Key]:
         if self._sharing is not None:
@@ -589,33 +602,70 @@ class Runner:
             watched=list(dict.fromkeys(watched)),
         )
 
+    def _due(self) -> list[Waiting]:
+        """What to process now; entities whose documents are under way wait until those are durable."""
+        under_way = self._flight.keys if self._flight is not None else frozenset()
+        waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE + len(under_way))
+        return [item for item in waiting if item.key not in under_way][:ENTITIES_PER_CYCLE]
+
     def _process(self, waiting: Sequence[Waiting]) -> None:
         outcome = self._loop.run(self._pipeline.run(waiting, self._state.load([item.key for item in waiting])))
-        is_all = len(waiting) < ENTITIES_PER_CYCLE
+        read_to = self._checkpoint.position
+        if self._flight is not None and self._flight.touched:
+            # What was touched since those left waits for the next cycle; all of it came after they did.
+            read_to = self._flight.read_to
+        self._land()
+        if outcome.used or outcome.kept:
+            # Before anything more is folded: a change of what was looked up has to find its users.
+            with self._state.settling():
+                for into, used in outcome.used:
+                    self._state.save_used(into, used)
+                for into, kept in outcome.kept:
+                    self._state.answers.save(into, kept)
         leave = self._leaving.prepare(outcome, waiting)
-        refused: frozenset[Key] = frozenset()
         if self._sharing is not None:
             self._sharing.check()
         self._write(leave.outcome)
-        if leave.outcome.documents:
-            # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
-            refusals = self._flush(self._checkpoint.position if is_all else self._reached)
-            self._refuse(refusals, outcome, leave, waiting)
+        # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
+        position = max(read_to, self._reached) if len(waiting) < ENTITIES_PER_CYCLE else self._reached
+        flushing = self._flusher.submit(self._flush_sinks, position) if leave.outcome.documents else None
+        self._flight = Flight(
+            outcome=outcome, leave=leave, waiting=waiting, position=position, read_to=read_to, flushing=flushing
+        )
+        if outcome.setbacks or self._app.reactions or self._sharing is not None:
+            # A key that is set back holds later changes back, a transition is told of after its document, and a share
+            # may leave before the next cycle.
+            self._land()
+
+    def _land(self) -> bool:
+        """Wait until what is under way is durable, and settle it; whether anything was.
+
+        Raises:
+            RetryableError: a sink is away; the entities are as due as before.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return False
+        outcome, leave = flight.outcome, flight.leave
+        refused: frozenset[Key] = frozenset()
+        if flight.flushing is not None:
+            refusals = flight.flushing.result()
+            self._note_flush(flight.position)
+            self._refuse(refusals, outcome, leave, flight.waiting)
             refused = frozenset(each.key for _, listed in refusals for each in listed)
         with self._state.settling():
             self._state.save_reached(self._reached)
-            for into, used in outcome.used:
-                self._state.save_used(into, used)
-            for into, kept in outcome.kept:
-                self._state.answers.save(into, kept)
             self._leaving.settle(leave)
             durable = (each for each in leave.outcome.documents if each.key not in refused)
             self._state.ledger.leave(durable, leave.outcome.routes)
-            self._state.settle(leave.settled, outcome.setbacks)
+            self._state.settle([key for key in leave.settled if key not in flight.touched], outcome.setbacks)
+            self._state.mark({key: at for key, at in flight.touched.items() if key in refused})
             faults.reach("process.before_settle_commit")
         faults.reach("process.after_checkpoint")
-        self._count(outcome, len(waiting))
+        self._counting.departures([document.key for document in outcome.documents])
+        self._counting.outcome(outcome, len(flight.waiting))
         self._observe_lineage_once()
+        return True
 
     def _write(self, outcome: Outcome) -> None:
         for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
@@ -653,14 +703,21 @@ class Runner:
 
     def _flush(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
         """Flush every sink; gives the refusals of those that had any."""
+        refusals = self._flush_sinks(position)
+        self._note_flush(position)
+        return refusals
+
+    def _flush_sinks(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
         refusals = []
         for sink in self._sinks:
             if refused := sink.flush(up_to=position):
                 refusals.append((sink.name, refused))
             faults.reach("process.after_flush")
+        return refusals
+
+    def _note_flush(self, position: Lsn) -> None:
         self._reached = position
         self._flushed_at = time.monotonic()
-        return refusals
 
     def _flush_position(self, *, every_s: float = 0.0) -> None:
         """Tell the sinks of a position that came with nothing to write."""
@@ -670,72 +727,10 @@ class Runner:
             with self._state.settling():
                 self._state.save_reached(self._reached)
 
-    def _count(self, outcome: Outcome, entity_count: int) -> None:
-        tally = self._tally
-        tally.entities += entity_count
-        tally.documents += outcome.made
-        tally.removed += outcome.removed
-        tally.filtered += outcome.filtered
-        tally.enriched += outcome.enriched
-        tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
-        metrics.DOCUMENTS.labels(self._name).inc(outcome.made + outcome.removed)
-        if self._arrivals:
-            self._measure_lag([document.key for document in outcome.documents])
-        # One line for each fault, not for each entity: a service that is down sets back thousands.
-        faulty = Counter((item.step, item.error, item.next_try is None) for item in outcome.setbacks)
-        for (step, error, is_dead), count in faulty.items():
-            logger.warning(
-                "entities are dead letters" if is_dead else "entities wait",
-                app=self._name,
-                step=step,
-                error=error,
-                count=count,
-            )
-        if outcome.setbacks or self._has_standing:
-            counts = self._state.counts()
-            self._has_standing = bool(counts[Standing.HELD] or counts[Standing.DEAD])
-            for standing in (Standing.HELD, Standing.DEAD):
-                metrics.STANDING.labels(self._name, standing.name.lower()).set(counts[standing])
-
-    def _note_arrivals(self, touched: dict[Key, At], appended_at: datetime) -> None:
-        for key, at in touched.items():
-            if not at.is_read:
-                self._arrivals.setdefault(key, (at.committed_at, appended_at))
-
-    def _measure_lag(self, keys: Sequence[Key]) -> None:
-        now = datetime.now(UTC)
-        histogram = metrics.LAG.labels(self._name)
-        for key in keys:
-            if (arrival := self._arrivals.pop(key, None)) is not None:
-                committed_at, appended_at = arrival
-                lag_s = now.timestamp() - committed_at / 1e6
-                self._tally.lags.append(lag_s)
-                self._tally.log_lags.append((now - appended_at).total_seconds())
-                histogram.observe(lag_s)
-
     def _wait(self) -> None:
         next_try = self._state.next_try()
         timeout_s = _LONGEST_WAIT_S if next_try is None else min(_LONGEST_WAIT_S, max(0.0, next_try - time.time()))
         self._log.wait(after_sequence=self._checkpoint.sequence, timeout_s=timeout_s)
-
-    # Schemas
-
-    def _tables_of(self, batch: ChangeBatch) -> list[Table[Any]]:
-        return [table for table in self._app.tables if table.name == batch.schema.name]
-
-    def _check_schemas(self, groups: Sequence[StoredGroup]) -> None:
-        """Refuse a table that came in a shape the app cannot read, before any row of it is folded."""
-        for group in groups:
-            for batch in group.batches:
-                if self._tables_of(batch) and self._known_schemas.get(batch.schema.name) != batch.schema:
-                    self._app.check([self._completed(batch.schema)], is_complete=False)
-                    self._known_schemas[batch.schema.name] = batch.schema
-
-    def _completed(self, schema: TableSchema) -> TableSchema:
-        """A schema of the past with the nullable columns that the table has been given since."""
-        latest = self._latest_schemas.get(schema.name, schema)
-        added = tuple(column for column in latest.columns if column.nullable and column.name not in schema.names)
-        return TableSchema(name=schema.name, columns=(*schema.columns, *added), key=schema.key)
 
 
 def _delay_s(error: RetryableError, attempt: int) -> float:
