@@ -51,7 +51,7 @@ def document_json(body: Mapping[str, Any]) -> bytes:
 
 def _dump(body: Any) -> bytes:
     try:
-        text = json.dumps(body, default=_plain, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        text = _ENCODER.encode(body)
     except TypeError as error:
         raise UnsupportedBodyError(f"no JSON form for a document: {error}; convert it in the app") from error
     return text.encode()
@@ -73,6 +73,9 @@ def _plain(value: object) -> Any:  # Any: what JSON can hold
     if isinstance(value, (bytes, bytearray, memoryview)):
         return b64encode(value).decode()
     raise TypeError(f"no JSON form for a value of type {type(value).__name__!r}")
+
+
+_ENCODER = json.JSONEncoder(default=_plain, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def _number(value: Decimal) -> int | float | str | None:

@@ -179,4 +179,7 @@ def key_text(key: Any) -> str:  # Any: a key is what the app's key column holds
     >>> key_text("tt0078748"), key_text(7)
     ('tt0078748', '7')
     """
-    return key if isinstance(key, str) else json.dumps(key, default=str, separators=(",", ":"))
+    if isinstance(key, str):
+        return key
+    # Most keys are whole numbers, and a sink asks several times for each document.
+    return str(key) if type(key) is int else json.dumps(key, default=str, separators=(",", ":"))

@@ -5,7 +5,7 @@ A *path* is dotted and goes through lists: in `{"cast": [{"name": "Ada"}, {"name
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -136,17 +136,21 @@ def values_at(body: Any, path: str) -> list[Any]:  # Any: a document is any JSON
     >>> values_at({"cast": [{"name": "Ada"}, {"name": "Bo"}]}, "cast.name")
     ['Ada', 'Bo']
     """
-    found = [body]
+    found: list[Any] = []
+    _flatten(body, into=found)
     for name in path.split("."):
-        found = [item.get(name) for item in _flat(found) if isinstance(item, Mapping)]
-    return _flat(found)
+        inner: list[Any] = []
+        for item in found:
+            # A dict is told apart ten times as fast as a Mapping.
+            if type(item) is dict or isinstance(item, Mapping):
+                _flatten(item.get(name), into=inner)
+        found = inner
+    return found
 
 
-def _flat(values: Iterable[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            flat += _flat(value)
-        elif value is not None:
-            flat.append(value)
-    return flat
+def _flatten(value: Any, *, into: list[Any]) -> None:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            _flatten(each, into=into)
+    elif value is not None:
+        into.append(value)
