@@ -112,10 +112,24 @@ def test_retry_after_is_honoured(open_runner: OpenRunner, feed: Feed, service: F
     assert len(service.requests) == asked
 
 
+def test_batch_that_is_refused_and_then_fails_makes_no_dead_letters(
+    open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
+) -> None:
+    runner = open_runner(timeout_s=30.0)
+    films(feed, service, count=40)
+    answers = iter([422, 500, 500])
+    service.fault = lambda ids: next(answers, None)
+
+    report = runner.drain()
+
+    assert cast(sink).keys() == set(range(1, 41))
+    assert (report.held, report.dead) == (0, 0)
+
+
 def test_one_bad_id_of_a_batch_makes_one_dead_letter(
     open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
 ) -> None:
-    runner = open_runner()
+    runner = open_runner(timeout_s=30.0)
     films(feed, service, count=40)
     service.fault = lambda ids: 422 if 13 in ids else None
 

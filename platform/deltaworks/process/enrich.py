@@ -218,7 +218,8 @@ class Enricher:
         halves = ids[: len(ids) // 2], ids[len(ids) // 2 :]
         faults = await asyncio.gather(*(self._try(flight, half, are_suspect) for half in halves))
         if all(found is not None and found.may_pass for found in faults):
-            flight.blame(ids, fault)
+            # Neither half says anything of its ids, so none of them may be given up for what all were told.
+            flight.blame(ids, replace(fault, may_pass=True))
             return
         for half, found in zip(halves, faults, strict=True):
             if found is not None:
