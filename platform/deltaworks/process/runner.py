@@ -52,7 +52,7 @@ from deltaworks.process.counting import Counting
 from deltaworks.process.declared import Step
 from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.flight import Flight
-from deltaworks.process.fold import Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
+from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
