@@ -29,7 +29,7 @@ def config_of(brokers: str, topics: str, home: Path, url: str) -> Config:
         "brokers": brokers,
         "topics": topics,
         "member_timeout_s": 6,
-        "patience_s": 60,
+        "patience_s": 120,
     }
     source = {"kind": "postgres", "dsn": "none", "tables": ["film"], "log": log}
     app = {"module": "none:none", "source": "studio", "settings": {"url": url}, "shares": SHARES}

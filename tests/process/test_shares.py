@@ -103,10 +103,13 @@ class World:
             for film, title in self.films.items()
         }
 
-    def settle(self) -> None:
+    def settle(self, *, timeout_s: float = 60.0) -> None:
         """Wait until the sink is as the reference says."""
         self.wait(
-            lambda: self.sink.bodies() == self.expected(), what="the reference fold in the sink", tells=self.difference
+            lambda: self.sink.bodies() == self.expected(),
+            what="the reference fold in the sink",
+            tells=self.difference,
+            timeout_s=timeout_s,
         )
 
     def difference(self) -> str:
@@ -243,6 +246,25 @@ def test_random_rescales_end_at_the_reference_fold(world: World, seed: int) -> N
     for name in frozen:
         world.signal(name, signal.SIGCONT)
     world.change(chance, 10)
+    world.settle()
+
+
+@pytest.mark.timeout(900)
+def test_brokers_die_under_members(world: World, kafka_cluster: KafkaCluster) -> None:
+    chance = random.Random(6)
+    world.change(chance, 30)
+    for name in ("a", "b"):
+        world.start(name)
+        world.wait_written_by(name, chance)
+    # One of them coordinates the group: another takes that over, and members and shares are as they were or move.
+    for number in range(kafka_cluster.count):
+        kafka_cluster.kill(number)
+        world.change(chance, 20)
+        world.settle(timeout_s=120.0)
+        kafka_cluster.start(number)
+        kafka_cluster.wait()
+    for name in ("a", "b"):
+        world.wait_written_by(name, chance)
     world.settle()
 
 
