@@ -37,6 +37,7 @@ from deltaworks.process.sink import (
     StoredVersion,
     key_text,
 )
+from deltaworks.process.step import retry_after_s
 from deltaworks.store.sinks.opensearch_layout import META, PAGE, Layout, mapping_of, pages
 from deltaworks.store.sinks.package import needed
 from deltaworks.store.sinks.pending import PendingSink
@@ -87,7 +88,8 @@ class OpenSearchIndex:
             SinkAwayError: the server is not there now.
             OpenSearchLayoutError: the name is taken, or documents do not fit a changed mapping.
         """
-        client = _connect(config.connection(self.connection, OpenSearchConnection))
+        asked = Asked()
+        client = connect(config.connection(self.connection, OpenSearchConnection), asked)
         try:
             with _errors(self.name):
                 mapping = mapping_of(self.schema, self.mappings)
@@ -95,11 +97,11 @@ class OpenSearchIndex:
         except BaseException:
             client.close()
             raise
-        return PendingSink(self.name, OpenSearchDelivery(client, self.name))
+        return PendingSink(self.name, OpenSearchDelivery(client, self.name, asked))
 
     def open_reader(self, *, app: str, key: str, config: Config) -> SinkReader:  # noqa: ARG002
         """Read the index that the alias stands for now."""
-        client = _connect(config.connection(self.connection, OpenSearchConnection))
+        client = connect(config.connection(self.connection, OpenSearchConnection), Asked())
         with _errors(self.name):
             return OpenSearchReader(client, self.name, Layout(client, self.name, mapping={}, settings={}).index())
 
@@ -107,9 +109,10 @@ class OpenSearchIndex:
 class OpenSearchDelivery:
     """Brings documents into the index; a `Delivery`."""
 
-    def __init__(self, client: "OpenSearch", alias: str) -> None:
+    def __init__(self, client: "OpenSearch", alias: str, asked: "Asked") -> None:
         self._client = client
         self._alias = alias
+        self._asked = asked
 
     def deliver(self, documents: Sequence[Document], *, up_to: Lsn) -> Sequence[Refusal]:  # noqa: ARG002
         """See `Delivery.deliver`; durable when the bulk returns, visible with the refresh after it."""
@@ -139,6 +142,7 @@ class OpenSearchDelivery:
         for attempt in range(_ROUNDS):
             is_busy = False
             conflicts = []
+            self._asked.clear()
             for id_, status, error in self._bulk(sources, guards):
                 if status < 300:
                     del guards[id_]
@@ -159,10 +163,14 @@ class OpenSearchDelivery:
             )
             if not guards:
                 return
+            if is_busy and self._asked.after_s:
+                # What was taken comes again with the rest, and is known by its version.
+                break
             if is_busy:
                 time.sleep(0.1 * 2**attempt * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
         raise SinkAwayError(
-            f"index {self._alias!r} is busy: {len(guards)} documents were not taken; they are tried again"
+            f"index {self._alias!r} is busy: {len(guards)} documents were not taken; they are tried again",
+            after_s=self._asked.after_s,
         )
 
     def _bulk(
@@ -232,8 +240,45 @@ class OpenSearchReader:
         self._client.close()
 
 
-def _connect(connection: OpenSearchConnection) -> "OpenSearch":
+@dataclass(slots=True)
+class Asked:
+    """What the server asked for in `Retry-After` at its newest answers; the client shows no headers."""
+
+    after_s: float | None = None
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.after_s = None
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Take it from an answer that has it."""
+        if (asked_s := retry_after_s(headers.get("retry-after"))) is not None:
+            self.after_s = asked_s
+
+
+def connect(connection: OpenSearchConnection, asked: Asked) -> "OpenSearch":
+    """A client that tries nothing again by itself, and notes what the server asks."""
     opensearchpy = needed("opensearchpy", extra="opensearch")
+
+    class NotingConnection(opensearchpy.Urllib3HttpConnection):  # type: ignore[misc, name-defined]  # imported late
+        def _raise_error(self, status: int, *details: Any) -> None:  # Any: the client's own arguments
+            try:
+                super()._raise_error(status, *details)
+            except opensearchpy.TransportError as error:
+                error.after_s = asked.after_s
+                raise
+
+        def _create_urllib3_pool(self) -> None:
+            super()._create_urllib3_pool()
+            urlopen = self.pool.urlopen
+
+            def noting(*request: Any, **options: Any) -> Any:  # Any: the client's own arguments
+                answer = urlopen(*request, **options)
+                asked.note(answer.headers)
+                return answer
+
+            self.pool.urlopen = noting
+
     password = connection.password
     client: OpenSearch = opensearchpy.OpenSearch(
         hosts=list(connection.hosts),
@@ -243,6 +288,7 @@ def _connect(connection: OpenSearchConnection) -> "OpenSearch":
         # Trying again is decided in one place, which knows what was taken.
         max_retries=0,
         http_compress=True,
+        connection_class=NotingConnection,
     )
     return client
 
@@ -259,7 +305,10 @@ def _errors(alias: str) -> Iterator[None]:
         raise SinkAwayError(f"no answer from index {alias!r} ({type(error).__name__}); it is tried again") from error
     except TransportError as error:
         if error.status_code in _BUSY:
-            raise SinkAwayError(f"index {alias!r} answers {error.status_code}; it is tried again") from error
+            raise SinkAwayError(
+                f"index {alias!r} answers {error.status_code}; it is tried again",
+                after_s=getattr(error, "after_s", None),
+            ) from error
         raise OpenSearchError(
             f"cannot use index {alias!r}: {error.status_code} {error.error}; mend the name, the mapping or the rights"
         ) from error
