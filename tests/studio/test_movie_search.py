@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from deltaworks.log import recorder
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.process.runner import ProcessReport, Runner
 from deltaworks.store.search import SearchReader
+from deltaworks.testing.app import assert_app
 from deltaworks.testing.postgres import free_port
+from deltaworks.testing.service import Call, FakeService, Status
+from deltaworks.testing.source import insert, update
 from studio.database import load
 from studio.movie_search import movies
 
@@ -52,6 +56,59 @@ def expected(database: Database) -> dict[int, Any]:
     for role in ("director", "writer", "cast"):
         query = query.replace(f"people('{role}')", PEOPLE.format(role=role))
     return {movie_id: json.loads(body) for movie_id, body in database.rows(query)}
+
+
+NAMES = {7: "Ridley Scott", 9: "Sigourney Weaver"}
+ALIEN = {
+    "movie_id": 1,
+    "title": "Alien",
+    "year": 1979,
+    "certificate": "R",
+    "runtime_min": 117.0,
+    "released_on": date(1979, 5, 25),
+    "languages": ["English"],
+    "countries": ["UK", "US"],
+    "oscars": 1,
+    "status": "released",
+}
+NOTHING_YET = {"genres": [], "rating": None, "distribution": None, "directors": [], "writers": [], "cast": []}
+
+
+def test_a_film_is_searchable_with_its_people_while_it_is_public() -> None:
+    """The app by itself: no database, no index, the service's answers given here."""
+
+    def people(call: Call) -> Any:
+        known = [{"person_id": id_, "name": NAMES[id_]} for id_ in call.json["person_ids"] if id_ in NAMES]
+        return {"people": known}
+
+    with FakeService(people) as talent:
+        talent.script(Status(503))
+        assert_app(
+            movies,
+            given={"movie": [ALIEN, ALIEN | {"movie_id": 2, "status": "draft"}, ALIEN | {"movie_id": 3}]},
+            changes=[
+                [
+                    insert("credit", movie_id=1, person_id=7, role="director", billing=1),
+                    insert("credit", movie_id=1, person_id=9, role="cast", billing=2),
+                    insert("credit", movie_id=1, person_id=404, role="cast", billing=1),
+                ],
+                insert("movie_genre", movie_id=1, genre="Horror"),
+                insert("distribution", movie_id=1, distributor="Fox", box_office_usd=78.9),
+                update("movie", movie_id=3, status="withdrawn"),
+            ],
+            then={
+                1: ALIEN
+                | NOTHING_YET
+                | {
+                    "genres": ["Horror"],
+                    "distribution": {"distributor": "Fox", "box_office_usd": 78.9},
+                    "directors": [{"person_id": 7, "name": "Ridley Scott"}],
+                    "cast": [{"person_id": 9, "name": "Sigourney Weaver"}],
+                }
+            },
+            settings={"talent_url": talent.url},
+            patience_s=60,
+        )
 
 
 class Films:

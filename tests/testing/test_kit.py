@@ -191,6 +191,31 @@ def test_a_related_row_is_updated_by_its_own_key(service: FakeService) -> None:
     )
 
 
+def test_an_app_without_a_sink_only_tells_of_changes() -> None:
+    """A workflow: nothing is written anywhere, and a call that fails for good is a dead letter like any other."""
+    orders = App("order_notice", key="order_id", sources=[shop.table("order", schema=Order)])
+    notified: list[tuple[int, str, str]] = []
+
+    @orders.on_change("status", to="sent")
+    async def notify(change: Transition[Order]) -> None:
+        if change.key == 8:
+            raise ValueError("nobody lives there")
+        notified.append((change.key, change.before, change.after.status))
+
+    ran = run_app(
+        orders,
+        given={"order": [{"order_id": 7, "status": "placed"}, {"order_id": 8, "status": "placed"}]},
+        changes=[
+            [update("order", order_id=7, status="sent"), update("order", order_id=8, status="sent")],
+            update("order", order_id=7, status="lost"),
+            update("order", order_id=7, status="sent"),
+        ],
+    )
+    assert notified == [(7, "placed", "sent"), (7, "lost", "sent")]
+    assert [(letter.key, letter.step) for letter in ran.dead] == [(8, "notify")]
+    assert not ran.sinks
+
+
 def test_the_kit_needs_nothing_that_only_tests_have() -> None:
     code = (
         "import sys\n"

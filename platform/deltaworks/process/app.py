@@ -100,6 +100,9 @@ class Backoff:
     """How long a key waits after its n-th failed try: doubling from `first_s` up to `max_s`, with jitter.
 
     `attempts`: after that many a key is a dead letter; for ever when left out.
+
+    >>> 0.2 <= Backoff(first_s=0.1, max_s=5.0).delay_s(3) <= 0.4
+    True
     """
 
     first_s: float = 0.2
@@ -164,6 +167,13 @@ class App:
 
     Order: per key, documents never go back. Delivery: at least once into sinks that refuse what is
     older, so no stale write and nothing lost. Keys run in parallel; one key never runs twice at once.
+
+    >>> from typing import TypedDict
+    >>> Film = TypedDict("Film", {"title": str})
+    >>> films = App("films", key="film_id", sources=[Source("studio").table("film", schema=Film)])
+    >>> films.project("title")
+    >>> films.entity.name.short, [step.name for step in films.steps]
+    ('film', ['project'])
     """
 
     def __init__(
@@ -246,7 +256,15 @@ class App:
     # Declaring
 
     def filter(self, function: F) -> F:
-        """Keep only what the step is true of; an entity for which it stops being true leaves every sink."""
+        """Keep only what the step is true of; an entity for which it stops being true leaves every sink.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.filter
+        ... def is_public(film): return film.after["status"] != "draft"
+        >>> [step.name for step in films.filters]
+        ['is_public']
+        """
         self._declare(self._step("filter", function))
         return function
 
@@ -254,12 +272,26 @@ class App:
         """Make the document of an entity; a second transform makes another one out of it.
 
         A `TypedDict` or dataclass as return type is checked on every document.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.transform
+        ... def document(film): return {"title": film.after["title"]}
+        >>> films.making[0].name
+        'document'
         """
         self._declare(self._step("transform", function))
         return function
 
     def project(self, *fields: str, **renamed: str) -> None:
-        """Keep only these fields, and give others a new name: `project("title", released="released_on")`."""
+        """Keep only these fields, and give others a new name.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> films.project("title", released="released_on")
+        >>> films.steps[0].function({"title": "Alien", "released_on": "1979-05-25"})
+        {'title': 'Alien', 'released': '1979-05-25'}
+        """
         at = place_of_caller()
         chosen = {**{name: name for name in fields}, **renamed}
         if not chosen:
@@ -280,6 +312,13 @@ class App:
         declared columns, in the types of `shape`. It returns a table with `_key` and the columns of the
         documents; an entity that is not in it is filtered out. After a step that made documents it takes those.
         Where it raises, the table is halved until the rows at fault stand alone.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.arrow
+        ... def titles(rows): return rows.select(["_key", "title"])
+        >>> films.steps[0].kind
+        'arrow'
         """
         step = self._step("arrow", function)
         if step.is_async:
@@ -293,6 +332,12 @@ class App:
         It sees `_key` and the declared columns and must select `_key`; after a step that made documents, they are
         its table. Types and names are checked when the app loads. Each row must come from one row, because
         what is in the table is only what changed; `window` aggregates.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> films.sql("select _key, upper(title) as title from film where status <> 'draft'")
+        >>> films.steps[0].kind
+        'sql'
         """
         at = place_of_caller()
         function = sql_function(query, table=self.entity.name.short)
@@ -302,6 +347,11 @@ class App:
         """Choose sinks: the step returns the name of the sink, or the names, that the document is for.
 
         A document leaves every other sink, where it may have been before.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.route
+        ... def by_age(film): return "archive" if film.after["year"] < 1980 else ["search", "archive"]
         """
         if any(step.kind == "route" for step in self.steps):
             self._fail(function, "there is a route already; return the names of several sinks from one")
@@ -312,6 +362,12 @@ class App:
         """Write a document only if it differs from the one of its key that left last, in these fields or in any.
 
         What left is remembered durably, by its hash. A document held back keeps its earlier version in the sinks.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> films.dedup("title", "year")
+        >>> films.deduplication.fields
+        ('title', 'year')
         """
         at = place_of_caller()
         if self.deduplication is not None:
@@ -340,6 +396,12 @@ class App:
         a streamed document is that much past its end: later changes to it are counted as late and left out,
         until a dump reads them. `when_closed` lets a window's document leave only then. Versions of a window's
         documents never go back. All of it is durable with the checkpoint.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> films.window(time="released_on", size=timedelta(days=7), by="status", films=count(), newest=most("year"))
+        >>> films.document_key
+        'window_id'
         """
         at = place_of_caller()
         fault = window_fault(size=size, every=every, lateness=lateness, when_closed=when_closed, aggregates=aggregates)
@@ -401,6 +463,13 @@ class App:
         new answer. `cache` keeps answers (see `Ttl`), and without a `lookup` they may be as old as that. `breaker`
         leaves a failing service alone for a while (see `Breaker`). `when=changed(…)` asks only when one of these
         columns changed (see `changed`).
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.enrich(into="people", key=lambda film: film.after["person_ids"], batch=50, cache=Ttl(600))
+        ... async def people(person_ids, talent): return await talent.names(person_ids)
+        >>> films.enrichments[0].clients
+        ('talent',)
         """
 
         def declare(function: F) -> F:
@@ -456,6 +525,11 @@ class App:
         time is no change; a created row is one. Delivery is at least once: `Transition.id` stays the same.
         A key's transitions wait while its document does, and, with `DeadLetter(hold_key=True)`, behind one that
         failed for good.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.on_change("status", to="released")
+        ... async def announce(change, partner): await partner.tell(change.id, change.after["title"])
         """
 
         def declare(function: F) -> F:
@@ -487,6 +561,13 @@ class App:
 
         The factory takes the app's settings. A generator (`async` or not) yields the client once and closes
         it after; a plain function returns it. Opened when the app starts, closed when it stops.
+
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> @films.client
+        ... def talent(settings): return settings["talent_url"]
+        >>> list(films.clients)
+        ['talent']
         """
         if factory.__name__ in self._steps.clients:
             self._fail(factory, f"there is a client {factory.__name__!r} already")
@@ -496,7 +577,15 @@ class App:
         return factory
 
     def sink(self, spec: SinkSpec) -> None:
-        """Write every document to this sink too."""
+        """Write every document to this sink too.
+
+        >>> from deltaworks.testing.memory_sink import MemorySink
+        >>> from deltaworks.testing.films import films_app
+        >>> films = films_app()
+        >>> films.sink(MemorySink("search"))
+        >>> [spec.name for spec in films.sinks]
+        ['search']
+        """
         names = [other.name for other in self.sinks if type(other) is type(spec)]
         if spec.name in names:
             raise AppError(f"app {self.name!r}: two sinks are {type(spec).__name__} {spec.name!r}; rename one")

@@ -24,6 +24,9 @@ class Breaker:
 
     A failed call is one that may work later: no connection, no answer in time, 429, 5xx, an answer that cannot be
     read. A call that the service refuses for what it asks for (another 4xx) shows that the service is there.
+
+    >>> Breaker(failures=50, open_s=10)
+    Breaker(failures=50, open_s=10)
     """
 
     failures: int = 20

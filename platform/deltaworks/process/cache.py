@@ -31,6 +31,9 @@ class Ttl:
 
     `negative_s`: how long it is kept that the service does not know an id; 0 for not at all. Left out, it is 30 s
     or `seconds`, whichever is shorter.
+
+    >>> Ttl(600).unknown_s, Ttl(10).unknown_s, Ttl(600, negative_s=0).unknown_s
+    (30.0, 10, 0)
     """
 
     seconds: float

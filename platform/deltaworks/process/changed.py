@@ -56,6 +56,9 @@ def changed(*columns: str) -> Changed:
 
     Name every column that its `key` reads: as long as they are the same, an earlier answer is reused. At first sight
     there is none, so it runs.
+
+    >>> changed("person_ids", "title")
+    Changed(columns=('person_ids', 'title'))
     """
     return Changed(columns)
 

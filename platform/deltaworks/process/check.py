@@ -44,11 +44,11 @@ def check_steps(app: "App") -> None:
     """Refuse what no run can mend.
 
     Raises:
-        AppError: a step asks for a client that is not declared, routes to a sink that is not, or there is no sink.
+        AppError: a step asks for a client that is not declared, routes to a sink that is not, or nothing comes of it.
         SqlStepError: DuckDB refuses a query.
     """
-    if not app.sinks:
-        raise AppError(f"app {app.name!r} has no sink; add {app.name}.sink(…)")
+    if not app.sinks and not app.reactions:
+        raise AppError(f"app {app.name!r} has no sink; add {app.name}.sink(…), or tell of changes with on_change")
     for step in [*app.steps, *app.reactions]:
         for name in step.clients:
             if name not in app.clients:

@@ -92,22 +92,38 @@ def count() -> Aggregate:
 
 
 def total(field: str) -> Aggregate:
-    """The sum of a field over the window; nulls are left out, and of nothing but nulls it is null."""
+    """The sum of a field over the window; nulls are left out, and of nothing but nulls it is null.
+
+    >>> total("amount")
+    Aggregate(function='sum', field='amount')
+    """
     return Aggregate(function="sum", field=field)
 
 
 def mean(field: str) -> Aggregate:
-    """The mean of a field over the window, as a float."""
+    """The mean of a field over the window, as a float.
+
+    >>> mean("rating")
+    Aggregate(function='avg', field='rating')
+    """
     return Aggregate(function="avg", field=field)
 
 
 def least(field: str) -> Aggregate:
-    """The smallest value of a field in the window."""
+    """The smallest value of a field in the window.
+
+    >>> least("released_on")
+    Aggregate(function='min', field='released_on')
+    """
     return Aggregate(function="min", field=field)
 
 
 def most(field: str) -> Aggregate:
-    """The largest value of a field in the window."""
+    """The largest value of a field in the window.
+
+    >>> most("released_on")
+    Aggregate(function='max', field='released_on')
+    """
     return Aggregate(function="max", field=field)
 
 

@@ -39,7 +39,11 @@ _SWEEP_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """What becomes of a key whose step failed for good: a letter; with `hold_key` later changes wait behind it."""
+    """What becomes of a key whose step failed for good: a letter; with `hold_key` later changes wait behind it.
+
+    >>> DeadLetter(hold_key=False)
+    DeadLetter(hold_key=False)
+    """
 
     hold_key: bool = True
 
