@@ -44,7 +44,7 @@ def film_app(sink: TableSink, **enrich: Any) -> App:
     def is_public(film: Entity[Film]) -> bool:
         return film.after["status"] != "draft"
 
-    options = {"retry": Backoff(first_s=0.01, max_s=0.05), "timeout_s": 0.25} | enrich
+    options = {"retry": Backoff(first_s=0.01, max_s=0.05), "timeout_s": 30.0} | enrich
 
     @films.enrich(
         into="people",

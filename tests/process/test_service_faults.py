@@ -48,7 +48,7 @@ def cast(sink: TableSink) -> dict[int, list[str]]:
 def test_while_the_service_fails_keys_wait_and_others_go_on(
     fault: int | str, open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
 ) -> None:
-    runner = open_runner()
+    runner = open_runner(timeout_s=0.25 if fault == "slow" else 30.0)
     films(feed, service, count=3)
     feed.commit(create(FILM, film_id=9, title="No cast", status="released"))
     service.fault = lambda ids: fault
@@ -115,7 +115,7 @@ def test_retry_after_is_honoured(open_runner: OpenRunner, feed: Feed, service: F
 def test_batch_that_is_refused_and_then_fails_makes_no_dead_letters(
     open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
 ) -> None:
-    runner = open_runner(timeout_s=30.0)
+    runner = open_runner()
     films(feed, service, count=40)
     answers = iter([422, 500, 500])
     service.fault = lambda ids: next(answers, None)
@@ -129,7 +129,7 @@ def test_batch_that_is_refused_and_then_fails_makes_no_dead_letters(
 def test_one_bad_id_of_a_batch_makes_one_dead_letter(
     open_runner: OpenRunner, feed: Feed, service: FaultyService, sink: TableSink
 ) -> None:
-    runner = open_runner(timeout_s=30.0)
+    runner = open_runner()
     films(feed, service, count=40)
     service.fault = lambda ids: 422 if 13 in ids else None
 
