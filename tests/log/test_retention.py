@@ -92,7 +92,7 @@ def test_the_log_goes_on_without_its_oldest_segments(tmp_path: Path) -> None:
     # A reader goes on after what it has read, and one that is behind is told, also by an old reader object.
     for each in (reader, LocalLogReader(tmp_path)):
         assert [group.header.sequence for group in each.read(after_sequence=read_up_to)] == list(range(firsts[2], 12))
-        with pytest.raises(OffsetRetiredError, match=r"keeps groups from \d+ on.*run `deltaworks dump"):
+        with pytest.raises(OffsetRetiredError, match=r"keeps groups from \d+ on.*run `deltaworks log begin"):
             list(each.read(after_sequence=-1))
         oldest = each.oldest()
         assert oldest is not None

@@ -196,6 +196,27 @@ def archive(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @log.command()
+def begin(
+    source: Annotated[str | None, typer.Argument(help="A source, whose log the lake has not loaded yet.")] = None,
+    *,
+    app: Annotated[str | None, typer.Option("--app", help="An app that has not read anything yet, instead.")] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Begin a new reader, the lake or an app, in a log that was shortened: at its oldest group, with a dump."""
+    from deltaworks import operate
+
+    settings = load_config(config)
+    if (source is None) == (app is None):
+        raise typer.BadParameter("give a source or an app", param_hint="SOURCE, --app")
+    begun = operate.begin_lake(settings, source) if source is not None else operate.begin_app(settings, app or "")
+    out.print(
+        f"{begun.reader} begins with group {begun.sequence}; the dump {begun.dump} brings the rows from before it, "
+        "with the capture service or the next `deltaworks capture`",
+        highlight=False,
+    )
+
+
+@log.command()
 def verify(name: LogName, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Read all of LOG: checksums, the chain of groups, and what its reader saw; exit code 1 where one is broken."""
     print_verification(load_config(config), name)

@@ -163,8 +163,8 @@ def retired(folder: Path, sequence: int, *, oldest: int) -> OffsetRetiredError:
     """The error for a group that is older than what the log keeps."""
     return OffsetRetiredError(
         f"cannot read group {sequence} of the log {str(folder)!r}: it keeps groups from {oldest} on, and what reads "
-        "it was left behind; stop its services, remove this folder and what its readers have made, then "
-        f"run `deltaworks dump {folder.name}`"
+        f"it was left behind; stop that reader, remove what it has made, and run `deltaworks log begin {folder.name}` "
+        "for the lake, or with `--app APP` for an app"
     )
 
 

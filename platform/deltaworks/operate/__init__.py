@@ -16,6 +16,7 @@
 | `expect`   | suites of expectations were run on one version of the lake                 |
 | `release`  | the views of `prod` show the version that was checked                      |
 | `list_logs`, `list_segments`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
+| `begin_lake`, `begin_app` | a new reader begins in a log that was shortened, with a dump |
 | `retire_log` | the segments of a log that need not be kept are removed         |
 | `history`  | schema changes and gaps of a source are read out of its log                |
 | `behind`   | it is known whether there is anything to load                              |
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     )
     from deltaworks.operate.audit_mark import unaudited
     from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair
+    from deltaworks.operate.beginning import Begun, begin_app, begin_lake
     from deltaworks.operate.dead import (
         DeadSummary,
         NoDeadLetterError,
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answered",
     "Audit",
+    "Begun",
     "Behind",
     "Captured",
     "DeadSummary",
@@ -128,6 +131,8 @@ __all__ = [
     "archiving",
     "ask",
     "audit",
+    "begin_app",
+    "begin_lake",
     "behind",
     "capture",
     "capture_status",
@@ -208,6 +213,7 @@ _LATE = {
     "replaying": ("ReplayError", "Replayed", "parse_start", "replay"),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
+    "beginning": ("Begun", "begin_app", "begin_lake"),
     "retention": ("read_up_to", "retire_log"),
     "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),
     "asking": (

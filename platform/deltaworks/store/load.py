@@ -19,7 +19,7 @@ import duckdb
 
 from deltaworks import faults
 from deltaworks.errors import InvariantError, TerminalError
-from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.change_log import GroupHeader, LogReader, StoredGroup
 from deltaworks.log.taken import Taken
 from deltaworks.position import START, Lsn
 from deltaworks.store.apply import Applied
@@ -127,6 +127,18 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
     )
     faults.reach("load.after_commit")
     return _report(log, before, after, tables=tables, version=version, started_s=started_s)
+
+
+def begin_load(lake: Lake, log: str, oldest: GroupHeader) -> None:
+    """Let the first load of a log begin with a group that is not its first one; one commit."""
+    before = LastLoad(sequence=oldest.sequence - 1, next_offset=oldest.offset, position=oldest.previous_position)
+
+    def begin(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute(_SQL["create_schema"])
+        connection.execute(_SQL["create_book"])
+        _remember(connection, log, before, before)
+
+    lake.commit(begin, message=f"begin {log}", info=lambda _: {"log": log, "to_sequence": before.sequence})
 
 
 def last_load(lake: Lake, log: str) -> LastLoad:
