@@ -32,7 +32,7 @@ from deltaworks.config import Config
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, CorruptArchiveError
 from deltaworks.log.archive.standing import ArchiveStatus
-from deltaworks.log.change_log import ArchivedSegmentGoneError, OffsetRetiredError
+from deltaworks.log.change_log import ArchivedSegmentGoneError, CorruptLogError, OffsetRetiredError
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.log.registry import LocalLog, log_of
 from deltaworks.log.segment_file import segments
@@ -50,9 +50,9 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
 
 
-def config_of(home: Path, bucket: Bucket, **archive: Any) -> Config:
+def config_of(home: Path, bucket: Bucket, *, seal: bool = True, **archive: Any) -> Config:
     settings = {"bucket": bucket.name, "endpoint": bucket.endpoint, **archive}
-    log = {"kind": "local", "keep_bytes": 0, "archive": settings}
+    log = {"kind": "local", "keep_bytes": 0, "seal": seal, "archive": settings}
     return Config.model_validate(
         {
             "home": home,
@@ -62,8 +62,8 @@ def config_of(home: Path, bucket: Bucket, **archive: Any) -> Config:
     )
 
 
-def log_in(home: Path, bucket: Bucket, **archive: Any) -> LocalLog:
-    log = log_of(config_of(home, bucket, **archive), "studio")
+def log_in(home: Path, bucket: Bucket, *, seal: bool = True, **archive: Any) -> LocalLog:
+    log = log_of(config_of(home, bucket, seal=seal, **archive), "studio")
     assert isinstance(log, LocalLog)
     return log
 
@@ -91,12 +91,18 @@ def retire(log: LocalLog) -> int:
     return log.retire(read_up_to={"lake": 1_000_000}).segments
 
 
-def test_what_was_archived_and_removed_here_is_read_as_before(log: LocalLog, bucket: Bucket) -> None:
+@pytest.mark.parametrize("seal", [True, False])
+def test_what_was_archived_and_removed_here_is_read_as_before(tmp_path: Path, bucket: Bucket, *, seal: bool) -> None:
+    log = log_in(tmp_path, bucket, seal=seal)
+    fill(log, 12)
     reader, before = log.reader(), [group.header for group in log.reader().read(after_sequence=-1)]
     closed = segments(log.folder)[:-1]
     assert retire(log) == 0, "nothing is in the archive yet"
     assert [segment.first for segment in log.archive()] == closed
     assert log.archive() == [], "everything is there"
+    assert {Path(segment.name).suffix for segment in read_manifest(log.folder).values()} == {
+        ".sealed" if seal else ".segment"
+    }
     assert retire(log) == len(closed)
     assert len(segments(log.folder)) == 1
 
@@ -164,9 +170,7 @@ def test_another_content_under_the_name_stops_the_archive_and_is_not_overwritten
     other = log_in(tmp_path / "other", bucket)
     fill(other, 12, first=100)
     before = {name: version(bucket, name) for name in bucket.objects()}
-    with pytest.raises(
-        ArchiveConflictError, match=r"studio/0+\.segment.*nothing was overwritten.*log\.archive\.prefix"
-    ):
+    with pytest.raises(ArchiveConflictError, match=r"studio/0+\.sealed.*nothing was overwritten.*log\.archive\.prefix"):
         other.archive()
     assert {name: version(bucket, name) for name in bucket.objects()} == before
     status = other.archived()
@@ -221,7 +225,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(log: Lo
         assert [group.header.sequence for group in each.read(after_sequence=-1)] == list(range(12))
     assert ids(log) == everything
 
-    name, copy = "deltaworks/studio/00000000000000000000.segment", log.cache / "00000000000000000000.segment"
+    name, copy = "deltaworks/studio/00000000000000000000.sealed", log.cache / "00000000000000000000.sealed"
     damage(copy)
     client = bucket.client()
     client.put_object(Bucket=bucket.name, Key=name, Body=copy.read_bytes())
@@ -233,6 +237,20 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(log: Lo
         list(log.reader().read(after_sequence=-1))
 
 
+def test_a_segment_that_is_damaged_here_is_not_archived_as_if_it_were_sound(log: LocalLog, bucket: Bucket) -> None:
+    first, second = sorted(log.folder.glob("*.segment"))[:2]
+    damage(second)
+    with pytest.raises(CorruptLogError, match=second.name):
+        log.archive()
+    assert list(read_manifest(log.folder)) == [int(first.stem)]
+    status = log.archived()
+    assert status is not None
+    assert status.fault is not None
+    assert status.fault.is_stopped
+    assert retire(log) == 1
+    assert not any(second.stem in name for name in bucket.objects())
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -240,7 +258,7 @@ def damage(path: Path) -> None:
 
 
 def test_the_cache_stays_within_its_bound_and_old_copies_go_first(tmp_path: Path, bucket: Bucket) -> None:
-    log = log_in(tmp_path, bucket, cache_bytes=2 * SEGMENT_BYTES)
+    log = log_in(tmp_path, bucket, cache_bytes=2 * SEGMENT_BYTES, seal=False)
     fill(log, 12)
     log.archive()
     retire(log)
@@ -248,7 +266,7 @@ def test_the_cache_stays_within_its_bound_and_old_copies_go_first(tmp_path: Path
     for _ in range(2):
         for group in reader.read(after_sequence=-1):
             assert sum(path.stat().st_size for path in log.cache.iterdir()) <= 2 * SEGMENT_BYTES, group.header.sequence
-    tiny = log_in(tmp_path, bucket, cache_bytes=0)
+    tiny = log_in(tmp_path, bucket, cache_bytes=0, seal=False)
     assert ids(tiny) == list(range(12))
     assert len(list(tiny.cache.iterdir())) == 1
 

@@ -88,6 +88,10 @@ class LocalLog:
         self.cache = cache
         self._archive = None if settings.archive is None else ArchivePlace.of(name, settings.archive)
 
+    @property
+    def _seal_level(self) -> int | None:
+        return self.settings.seal_level if self.settings.seal else None
+
     def reader(self) -> LocalLogReader:
         """See `LogPlace`."""
         if self._archive is None or self.settings.archive is None:
@@ -102,7 +106,7 @@ class LocalLog:
 
     def writer(self) -> LocalLogWriter:
         """See `LogPlace`."""
-        return LocalLogWriter.open(self.folder, seal_level=self.settings.seal_level if self.settings.seal else None)
+        return LocalLogWriter.open(self.folder, seal_level=self._seal_level)
 
     def take_over(self) -> LocalLogWriter:
         """See `LogPlace`."""
@@ -129,7 +133,7 @@ class LocalLog:
         if self._archive is None:
             return ()
         try:
-            done = archive_log(self.folder, self._archive)
+            done = archive_log(self.folder, self._archive, seal_level=self._seal_level)
         except (DeltaworksError, OSError) as error:
             note_fault(self.folder, error)
             raise

@@ -93,6 +93,7 @@ def _run(config: Config, source: str, stop: threading.Event) -> None:
 def _archive(config: Config, source: str) -> None:
     # Ctrl-C goes to the whole group of processes; the service decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)
     # It has left word of what went wrong.
     with suppress(DeltaworksError, OSError):
         log_of(config, source).archive()

@@ -4,15 +4,18 @@
     died at     1                                         2                        3
     1  nothing was written     2  the next time the store refuses it, as the same: noted then     3  it is done
 
+A segment is sealed first where the log's settings say so, and read as a whole: a damaged one stays here and is named.
 The store refuses a second writer, so two that archive the same log do no harm, and what it has already is compared by
 checksum: the same is as good as written, anything else stops the archive there.
 """
 
 import base64
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO
 
@@ -22,9 +25,11 @@ from deltaworks import faults
 from deltaworks.errors import RetryableError
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, ArchivePlace
+from deltaworks.log.change_log import CorruptLogError, LogBusyError
 from deltaworks.log.end_file import read_end
 from deltaworks.log.local_reader import LocalLogReader
-from deltaworks.log.segment_file import closed_file, segments
+from deltaworks.log.sealing import seal_segment
+from deltaworks.log.segment_file import closed_file, maintaining, segments
 from deltaworks.object_store import StoreClient
 
 logger = structlog.get_logger(__name__)
@@ -56,10 +61,13 @@ def pending(folder: Path) -> Sequence[Pending]:
     ]
 
 
-def archive_log(folder: Path, place: ArchivePlace) -> Sequence[Archived]:
+def archive_log(folder: Path, place: ArchivePlace, *, seal_level: int | None = None) -> Sequence[Archived]:
     """Archive what is pending; what came into the archive with this call. Any process may, at any time.
 
+    With a `seal_level` segments are sealed before; one that cannot be now, on a full disk, goes as it is.
+
     Raises:
+        CorruptLogError: a segment is damaged here.
         ConditionalWriteError: the store does not refuse a second writer.
         ArchiveConflictError: it has another content under a segment's name.
         ObjectStoreDeniedError: the keys may not write there, or there is no such bucket.
@@ -73,12 +81,22 @@ def archive_log(folder: Path, place: ArchivePlace) -> Sequence[Archived]:
         if not (folder / NAME).exists():
             add_archived(folder, *_found_again(folder, place, client))
         for segment in pending(folder):
+            if seal_level is not None:
+                with suppress(LogBusyError, CorruptLogError, OSError), maintaining(folder):
+                    seal_segment(folder, segment.first, level=seal_level)
+            _check_is_whole(folder, segment)
             archived = _upload(folder, segment, place, client)
             faults.reach("archive.after_put")
             add_archived(folder, archived)
             faults.reach("archive.after_note")
             done.append(archived)
     return done
+
+
+def _check_is_whole(folder: Path, segment: Pending) -> None:
+    """What is damaged must not get a checksum that says it is not, and must not be removed here."""
+    groups = LocalLogReader(folder).read(after_sequence=segment.first - 1)
+    deque(islice(groups, segment.last - segment.first + 1), maxlen=0)
 
 
 def _upload(folder: Path, segment: Pending, place: ArchivePlace, client: StoreClient) -> Archived:
