@@ -11,20 +11,24 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from servers.kafka import KafkaCluster
+from servers.object_store import KEY_ID, SECRET_KEY, Bucket
 
 from deltaworks.change import ChangeBatch, change_schema
+from deltaworks.config import LocalLogConfig
 from deltaworks.log.change_log import (
     EMPTY_END,
     BrokenChainError,
     CorruptLogError,
     FencedError,
     Group,
+    GroupHeader,
     LogReader,
     LogWriter,
 )
 from deltaworks.log.kafka.place import KafkaLog
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.memory import MemoryLog
+from deltaworks.log.registry import LocalLog
 from deltaworks.position import START, Lsn
 from deltaworks.schema import Column, TableName, TableSchema
 
@@ -40,13 +44,43 @@ class Implementation:
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(params=["memory", "local", "local in small segments", pytest.param("kafka", marks=pytest.mark.server)])
+def archived_at_once(home: Path, bucket: Bucket) -> Implementation:
+    """A log whose segments go to its archive, and away from here, as soon as they are closed."""
+    settings = LocalLogConfig.model_validate(
+        {"keep_bytes": 0, "seal": False, "archive": {"bucket": bucket.name, "endpoint": bucket.endpoint}}
+    )
+    local = LocalLog("studio", home / "log" / "studio", settings, cache=home / "cache")
+
+    class Writer(LocalLogWriter):
+        def append(self, group: Group) -> GroupHeader:
+            header = super().append(group)
+            local.archive()
+            local.retire(read_up_to={"all": header.sequence})
+            return header
+
+    return Implementation(lambda: Writer.open(local.folder, segment_bytes=3_000), local.reader)
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "local",
+        "local in small segments",
+        "archived",
+        pytest.param("kafka", marks=pytest.mark.server),
+    ]
+)
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Implementation:
     if request.param == "kafka":
         broker: KafkaCluster = request.getfixturevalue("small_kafka")
         settings = broker.log_settings(max_record_bytes=10_000, partitions=3)
         kafka = KafkaLog(f"contract{next(_numbers)}", tmp_path / "log", settings)
         return Implementation(kafka.writer, kafka.reader)
+    if request.param == "archived":
+        keys: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        keys.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+        keys.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        return archived_at_once(tmp_path, request.getfixturevalue("bucket"))
     if request.param == "memory":
         memory = MemoryLog()
         return Implementation(memory.writer, memory.reader)
