@@ -7,14 +7,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from contracts.killed import LEAVING, READING, SETTLING, lives
-from contracts.sinks import NOTHING, PARAMETERS, House, build
+from contracts.sinks import NOTHING, PARAMETERS, Film, House, build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltaworks.errors import RetryableError
 from deltaworks.position import Lsn, Version
+from deltaworks.process.columns import BatchSink, DocumentBatch
+from deltaworks.process.shape import arrow_type, fields_of
 from deltaworks.process.sink import Document, NotReadableError, Refusal, Sink, open_reader
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -213,6 +216,64 @@ def test_odd_keys_are_told_apart(house: House) -> None:
     assert titles(house) == {key: f"number {number}" for number, key in enumerate(keys)}
     put(house, [film(key, 2, None, ordinal=number) for number, key in enumerate(keys[:-1])])
     assert titles(house) == {keys[-1]: f"number {len(keys) - 1}"}
+
+
+# Columns
+
+
+def as_batch(documents: Sequence[Document], **types: pa.DataType) -> DocumentBatch:
+    """Documents as a vectorised app hands them over; `types` are of columns that are not as they are declared."""
+    there = [document for document in documents if document.body is not None]
+    gone = [document for document in documents if document.body is None]
+    kinds = {item.name: types.get(item.name, arrow_type(item.type, where=item.name)) for item in fields_of(Film)}
+    bodies = {name: pa.array([each.body[name] for each in there], kind) for name, kind in kinds.items()}
+    return DocumentBatch(meta=_meta(there), bodies=pa.table(bodies), gone=_meta(gone))
+
+
+def _meta(documents: Sequence[Document]) -> pa.Table:
+    return pa.table(
+        {
+            "_key": pa.array([each.key for each in documents], pa.string()),
+            "_commit": pa.array([each.version.position.value for each in documents], pa.uint64()),
+            "_ordinal": pa.array([each.version.ordinal for each in documents], pa.uint32()),
+            "_committed_at": pa.array([each.committed_at for each in documents], pa.timestamp("us", "UTC")),
+        }
+    )
+
+
+def test_columns_arrive_as_documents_do(house: House) -> None:
+    with house.opened() as sink:
+        assert house.can.is_columnar == isinstance(sink, BatchSink)
+    if not house.can.is_columnar:
+        return
+    odd = [film(name, 3, **{"title": "title", "ordinal": number, **ODD[name]}) for number, name in enumerate(ODD)]
+    with house.opened() as sink:
+        sink.write_batch(as_batch([film("a", 1, "old"), film("b", 1, "there", ordinal=1), *odd]))
+        # The newest wins however it came, and of equal ones what came last.
+        sink.write_batch(as_batch([film("b", 2, None), film("a", 2, "newer", ordinal=1)]))
+        sink.write([film("a", 1, "stale", ordinal=3), film("c", 2, "first", ordinal=2)])
+        sink.write_batch(as_batch([film("c", 2, "made anew", ordinal=2)]))
+        assert list(sink.flush(up_to=Lsn(3))) == []
+        sink.write_batch(as_batch([]))
+        sink.write_batch(as_batch([film("a", 1, "late"), film("b", 1, "late")]))
+        sink.flush(up_to=Lsn(3))
+    found = house.state()
+    assert {key: found[key]["title"] for key in ("a", "c")} == {"a": "newer", "c": "made anew"}
+    assert found.keys() == {"a", "c", *(document.key for document in odd)}
+    assert all(found[document.key] == house.form(document.body) for document in odd)
+
+
+def test_columns_of_another_type_are_refused_one_by_one(house: House) -> None:
+    if not house.can.is_columnar:
+        return
+    documents = [film(f"film {number}", 5, "fits", ordinal=number, votes=None) for number in range(9)]
+    documents[4] = film("film 4", 5, "unfit", ordinal=4, votes="secret many")
+    with house.opened() as sink:
+        sink.write_batch(as_batch(documents, votes=pa.string()))
+        [refusal] = sink.flush(up_to=Lsn(5))
+    assert refusal.key == "film 4"
+    assert "secret" not in refusal.reason
+    assert len(titles(house)) == 8
 
 
 # Refusals

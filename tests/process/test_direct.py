@@ -29,11 +29,14 @@ from process.material import (
 from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
+from deltaworks.log.local import LocalLogReader
 from deltaworks.log.memory import MemoryLog
 from deltaworks.process.app import App, Backoff, Source
+from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.direct import WIDE_BYTES
 from deltaworks.process.entity import Entity
 from deltaworks.process.runner import Runner
+from deltaworks.store.lake_table import LakeTable
 
 MakeConfig = Callable[..., Config]
 
@@ -241,6 +244,29 @@ def test_every_form_ends_at_the_table_and_no_document_goes_back(form: str, event
 
         assert it.sink.bodies() == documents(it.rows)
         assert (report.held, report.dead) == (0, 0)
+
+
+@pytest.mark.parametrize("form", ["arrow", "sql"])
+def test_columns_go_straight_into_the_log_of_a_lake_table(
+    form: str, make_config: MakeConfig, feed: Feed, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one document is made of a row on the way, and the table is what rows would have made it."""
+    made = {"film_id": int, "name": str}
+    columns = {"arrow": arrow_app, "sql": sql_app}[form]()
+    columns.sink(LakeTable("named", schema=made))
+    monkeypatch.setattr(DocumentBatch, "documents", lambda _: pytest.fail("a row became a document"))
+    feed.commit(
+        *(create(FILM, **film(key, f"film {key}", "draft" if key % 3 == 0 else "released")) for key in range(9))
+    )
+    with Runner.open(columns, config=make_config(), name="films", log=log.reader()) as runner:
+        assert runner.drain().documents == 6
+        feed.commit(delete(FILM, film_id=1), update(FILM, **film(2, "again")), update(FILM, **film(4, "x", "draft")))
+        runner.drain()
+    found: dict[int, Any] = {}
+    for group in LocalLogReader(make_config().log_folder("films")).read(after_sequence=-1):
+        for row in (row for batch in group.batches for row in batch.rows.to_pylist()):
+            found[row["film_id"]] = None if row["_op"] == "d" else row["name"]
+    assert found == {0: None, 1: None, 2: "AGAIN", 3: None, 4: None, 5: "FILM 5", 6: None, 7: "FILM 7", 8: "FILM 8"}
 
 
 @pytest.fixture

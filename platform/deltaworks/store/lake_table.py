@@ -22,9 +22,11 @@ from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import Group, LogWriter
 from deltaworks.log.registry import open_writer
 from deltaworks.position import Lsn
+from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.shape import arrow_type, fields_of
 from deltaworks.process.sink import Capabilities, Document, Refusal, SinkReader
 from deltaworks.schema import Column, TableName, TableSchema
+from deltaworks.store.lake_columns import change_rows, newest_in_order
 
 
 class DocumentShapeError(TerminalError):
@@ -49,7 +51,12 @@ class LakeTable:
     def capabilities(self) -> Capabilities:
         """The loader keeps versions and brings a flush in with one commit."""
         return Capabilities(
-            is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True, is_in_home=True
+            is_versioned=True,
+            keeps_tombstones=True,
+            is_transactional=True,
+            is_columnar=True,
+            can_read_back=True,
+            is_in_home=True,
         )
 
     def table_schema(self, key: str) -> TableSchema:
@@ -98,6 +105,7 @@ class LakeTableWriter:
         self._arrow = change_schema(schema)
         self._log = log
         self._pending: dict[Any, Document] = {}
+        self._columns: list[pa.Table] = []
 
     def write(self, documents: Sequence[Document]) -> None:
         """Keep documents for the next flush, the newest of each key."""
@@ -105,6 +113,16 @@ class LakeTableWriter:
             waiting = self._pending.get(document.key)
             if waiting is None or waiting.version <= document.version:
                 self._pending[document.key] = document
+
+    def write_batch(self, batch: DocumentBatch) -> None:
+        """As `write`, of columns; they stay columns all the way into the log."""
+        (key,) = self._schema.key
+        rows = change_rows(batch, self._arrow, key=key)
+        if rows is None or self._pending:
+            # What was written one by one may be older or newer; seldom, so it is not worth a second way.
+            self.write(batch.documents())
+        elif rows.num_rows:
+            self._columns.append(rows)
 
     def flush(self, *, up_to: Lsn) -> Sequence[Refusal]:
         """Append what was written as one group, durable when this returns; a document that a column cannot take
@@ -116,14 +134,19 @@ class LakeTableWriter:
         end = self._log.end()
         # An app that starts over reads the log from its start, but what is in its own log stays true.
         position = max(end.position, up_to)
-        if not self._pending and position == end.position:
+        if not self._pending and not self._columns and position == end.position:
             return []
         # Changes stand in the log in the order of their identity, which is what slicing it relies on.
         documents = sorted(self._pending.values(), key=lambda document: document.version)
         batches, refusals = self._fitting(documents) if documents else ((), [])
+        if self._columns:
+            (key,) = self._schema.key
+            pieces = [*self._columns, *(pa.Table.from_batches([batch.rows]) for batch in batches)]
+            batches = (ChangeBatch(self._schema, newest_in_order(pieces, key=key)),)
         proof = Proof.of(batches, after=end.chain)
         self._log.append(Group(batches=batches, position=position, previous_position=end.position, proof=proof))
         self._pending.clear()
+        self._columns.clear()
         return refusals
 
     def close(self) -> None:
@@ -162,6 +185,9 @@ class LakeTableWriter:
         ]
         bodies = [{key: document.key} if document.body is None else document.body for document in documents]
         columns = [[body.get(name) for body in bodies] for name in self._schema.names]
+        # A step over tables may leave the key out of what it makes: `_key` says it.
+        keys = [body.get(key, document.key) for body, document in zip(bodies, documents, strict=True)]
+        columns[self._schema.names.index(key)] = keys
         arrays = [self._array(field_, values) for field_, values in zip(self._arrow, [*meta, *columns], strict=True)]
         return ChangeBatch(self._schema, pa.RecordBatch.from_arrays(arrays, schema=self._arrow))
 
