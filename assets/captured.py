@@ -53,6 +53,9 @@ def captured_tables(source: str, settings: PostgresConfig) -> dg.AssetsDefinitio
         context.log.info(report.summary)
         for schema in report.schemas:
             table = schema.name.short
+            if schema.name not in settings.table_names:
+                context.log.warning(names.unknown(source, table))
+                continue
             yield dg.MaterializeResult(
                 asset_key=names.captured(source, table),
                 metadata={

@@ -44,6 +44,9 @@ def _equals_source(source: str, config: Config) -> dg.AssetChecksDefinition:
         verification = operate.verify(deltaworks.load(), source)
         context.log.info(f"compared at {verification.position}")
         for verdict in verification.tables:
+            if verdict.table not in keys:
+                context.log.warning(names.unknown(source, verdict.table))
+                continue
             yield dg.AssetCheckResult(
                 passed=verdict.is_equal,
                 asset_key=keys[verdict.table],

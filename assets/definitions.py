@@ -16,6 +16,8 @@ from assets.readiness import readiness_check
 from assets.released import released_views
 from assets.reprocessed import reprocessed_documents
 from assets.stored import stored_tables
+from deltaworks import operate
+from deltaworks.config import Config
 from resources import environment
 from resources.dbt import dbt
 from resources.deltaworks_config import DeltaworksConfig
@@ -25,9 +27,20 @@ from sensors.log_ahead import log_ahead_sensor
 from sensors.source_changed import source_changed_sensor
 
 
+def with_tables_met(config: Config) -> Config:
+    """The configuration with the tables that patterns have brought so far: each is an asset as one that is named."""
+    sources = {
+        source: settings.model_copy(
+            update={"tables": (*map(str, operate.tables_met(config, source)), *map(str, settings.table_patterns))}
+        )
+        for source, settings in config.sources.items()
+    }
+    return config.model_copy(update={"sources": sources})
+
+
 def build(config_path: Path) -> dg.Definitions:
-    """The definitions of one configuration; connects to nothing."""
-    config = environment.config(config_path)
+    """The definitions of one configuration; connects to nothing but a log on Kafka, and that for patterns alone."""
+    config = with_tables_met(environment.config(config_path))
     sources = config.sources.items()
     enriched = [enriched_tables(app, config) for app in config.apps]
     modeled = modeled_tables(config)

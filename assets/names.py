@@ -44,3 +44,8 @@ def modeled(model: str) -> dg.AssetKey:
 
 
 RELEASED = dg.AssetKey("released")
+
+
+def unknown(source: str, table: str) -> str:
+    """What to say of a table that a pattern brought since the definitions were loaded."""
+    return f"{source}.{table} is new: reload the code location, and it is an asset too"

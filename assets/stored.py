@@ -35,6 +35,9 @@ def stored_tables(source: str, settings: PostgresConfig) -> dg.AssetsDefinition:
         context.log.info(report.summary)
         for table in report.tables:
             short = table.schema.name.short
+            if table.schema.name not in settings.table_names:
+                context.log.warning(names.unknown(source, short))
+                continue
             yield dg.MaterializeResult(
                 asset_key=names.stored(source, short),
                 metadata={

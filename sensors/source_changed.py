@@ -24,7 +24,7 @@ def source_changed_sensor(source: str, *, running: bool = True) -> dg.SensorDefi
         context: dg.SensorEvaluationContext, deltaworks: DeltaworksConfig
     ) -> dg.SensorResult | dg.SkipReason:
         config = deltaworks.load()
-        captured = {table: names.captured(source, table.short) for table in config.source(source).table_names}
+        captured = {table: names.captured(source, table.short) for table in operate.tables_met(config, source)}
         after = int(context.cursor) if context.cursor else -1
         try:
             history = operate.history(config, source, after_sequence=after)

@@ -75,10 +75,7 @@ class Watch:
         """Take up what is stored."""
         self.gaps = tuple(Gap.from_json(gap) for gap in progress.get("gaps", ()))
         self._stored_at = progress.get("survey_at")
-        stored = progress.get("survey")
-        if stored is None and self._stored_at is not None:
-            stored = self._read_stored(self._stored_at)
-        self.known = None if stored is None else Survey.from_json(stored)
+        self.known = read_survey(self.reader, progress)
 
     def to_json(self, *, sequence: int) -> dict[str, Any]:  # Any: JSON values
         """What is stored with the group of that sequence."""
@@ -201,14 +198,17 @@ class Watch:
             self.write_mark()
         self._confirmed = health.confirmed
 
-    def _read_stored(self, sequence: int) -> Mapping[str, Any] | None:
-        stored: Mapping[str, Any] | None = None
+
+def read_survey(reader: LogReader, progress: Mapping[str, Any]) -> Survey | None:  # Any: JSON values
+    """The newest survey as of a group with this progress; `None` where there was none, or it is no longer kept."""
+    stored, sequence = progress.get("survey"), progress.get("survey_at")
+    if stored is None and sequence is not None:
         try:
-            for group in islice(self.reader.read(after_sequence=sequence - 1, max_changes=1), 1):
+            for group in islice(reader.read(after_sequence=sequence - 1, max_changes=1), 1):
                 stored = group.header.progress.get("survey")
         except OffsetRetiredError:
             logger.warning("the last survey is no longer kept: changes of schema since then go unseen", group=sequence)
-        return stored
+    return None if stored is None else Survey.from_json(stored)
 
 
 def _place(survey: Survey) -> tuple[str, int, str | None]:

@@ -19,6 +19,7 @@
 | `begin_lake`, `begin_app` | a new reader begins in a log that was shortened, with a dump |
 | `retire_log` | the segments of a log that need not be kept are removed         |
 | `history`  | schema changes and gaps of a source are read out of its log                |
+| `tables_met` | the tables that capture has met are read out of its log                    |
 | `behind`   | it is known whether there is anything to load                              |
 
 `capture` and `process` do the work in this process when no service is running. When one is, it
@@ -42,7 +43,7 @@ from deltaworks.operate.dump import (
     parse_keys,
     want,
 )
-from deltaworks.operate.history import History, history
+from deltaworks.operate.history import History, history, tables_met
 from deltaworks.operate.inspecting import find_group, group_rows, list_logs, list_segments, newest_groups
 from deltaworks.operate.lease import ServiceSlowError
 from deltaworks.operate.log import Captured, capture, check, follow_capture, least_role
@@ -178,6 +179,7 @@ __all__ = [
     "retiring",
     "retry",
     "status",
+    "tables_met",
     "tables_read_by",
     "unaudited",
     "verify",

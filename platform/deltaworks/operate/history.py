@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+import structlog
+
 from deltaworks.capture.continuity import Gap
 from deltaworks.capture.schema_change import SchemaChange
 from deltaworks.config import Config
-from deltaworks.log.registry import open_reader
+from deltaworks.errors import DeltaworksError
+from deltaworks.log.registry import log_of, open_reader
+from deltaworks.log.watch import read_survey
+from deltaworks.schema import TableName
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +27,24 @@ class History:
     sequence: int
     schema_changes: Sequence[SchemaChange]
     gaps: Sequence[Gap]
+
+
+def tables_met(config: Config, source: str) -> Sequence[TableName]:
+    """The tables that capture has met: those that are named, then those that were there for the patterns.
+
+    Asks nobody but the log, and that only where there are patterns; a log that is away counts as empty.
+    """
+    settings = config.source(source)
+    if not settings.table_patterns:
+        return settings.table_names
+    try:
+        reader = log_of(config, source).near_reader()
+        survey = read_survey(reader, reader.end().progress)
+    except DeltaworksError as error:
+        logger.warning("tables of patterns are not known", source=source, error=str(error))
+        survey = None
+    met = () if survey is None else sorted(survey.tables, key=str)
+    return [*settings.table_names, *(table for table in met if table not in settings.table_names)]
 
 
 def history(config: Config, source: str, *, after_sequence: int = -1) -> History:
