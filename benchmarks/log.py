@@ -20,11 +20,13 @@ from capture import drained_by_us, end_of_wal, make_changes
 from measure import Figure, report
 
 from deltaworks.change import ChangeBatch, change_schema
+from deltaworks.config import LocalLogConfig
 from deltaworks.log.change_log import EMPTY_END, Group, StoredGroup
 from deltaworks.log.header import end_after, next_header
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.sealing import seal_closed
 from deltaworks.log.segment import encode_frame
-from deltaworks.log.segment_file import segment_name
+from deltaworks.log.segment_file import segment_name, usage
 from deltaworks.position import Lsn
 from deltaworks.schema import Column, TableName, TableSchema
 from deltaworks.testing.postgres import PostgresServer
@@ -120,6 +122,16 @@ def replay(folder: Path) -> float:
     return changes / (time.perf_counter() - began)
 
 
+def seal(folder: Path) -> float:
+    """Seal a whole log, its last segment too; how many times smaller it is then."""
+    with LocalLogWriter.open(folder, segment_bytes=1) as writer:
+        # Whatever is behind the last segment closes it.
+        append(writer, ())
+    seal_closed(folder, level=LocalLogConfig().seal_level)
+    taken = usage(folder)
+    return taken.plain_bytes / taken.bytes
+
+
 def make_segments(folder: Path, count: int) -> None:
     """A log of so many segments with one group in each; not synced, which no opening can see."""
     folder.mkdir()
@@ -158,13 +170,16 @@ def main() -> int:
             pairs.append(append_beside_bare(folder / f"pair-{turn}", groups=asked.groups))
         log, rates = captured(folder, changes=asked.changes)
         groups = list(LocalLogReader(log).read(after_sequence=-1))
-        appended, replayed = [], []
+        appended, replayed, unsealed, compressed = [], [], [], []
         for turn in range(asked.repeats):
             appended.append(append_again(groups, folder / f"again-{turn}"))
             replayed.append(replay(folder / f"again-{turn}"))
+            compressed.append(seal(folder / f"again-{turn}"))
+            unsealed.append(replay(folder / f"again-{turn}"))
         make_segments(folder / "many", SEGMENTS)
         opened = [open_many(folder / "many") for _ in range(asked.repeats)]
-    return report("local log", figures(pairs, rates, appended, replayed, opened), path=asked.json)
+    shown = figures(pairs, rates, appended, replayed, opened) + sealed_figures(appended, unsealed, compressed)
+    return report("local log", shown, path=asked.json)
 
 
 def figures(
@@ -201,6 +216,21 @@ def figures(
             smaller_is_better=False,
         ),
         Figure(name=f"open {SEGMENTS:,} segments", values=opened, unit="s", goal=1.0),
+    ]
+
+
+def sealed_figures(appended: Sequence[float], unsealed: Sequence[float], compressed: Sequence[float]) -> list[Figure]:
+    """What was measured of sealed segments."""
+    return [
+        Figure(name="sealed: times smaller", values=compressed, unit="×"),
+        Figure(name="replay of sealed segments, narrow", values=unsealed, unit="changes/s"),
+        Figure(
+            name="replay of sealed segments ÷ append",
+            values=[read / wrote for read, wrote in zip(unsealed, appended, strict=True)],
+            unit="",
+            goal=REPLAY_TIMES,
+            smaller_is_better=False,
+        ),
     ]
 
 

@@ -160,10 +160,14 @@ class LocalLogReader:
                 previous = self.header(sequence - 1)
         left = math.inf if max_changes is None else max(1, max_changes)
         with _Opened(self._opened) as at:
+            segment: OpenSegment | None = None
+            start = 0
             while sequence <= last and left > 0:
-                with self._lock:
-                    first, start = self._locate(sequence)
-                segment = at.segment(first)
+                # The next group is right behind this one, or in the next segment.
+                if segment is None or start >= segment.bytes.size:
+                    with self._lock:
+                        first, start = self._locate(sequence)
+                    segment = at.segment(first)
                 frame = segment.frame(start, sequence=sequence)
                 try:
                     body = read_body(segment.bytes, frame)
@@ -172,7 +176,7 @@ class LocalLogReader:
                 group = decode_frame(frame, body)
                 check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
                 yield group
-                previous = group.header
+                start, previous = frame.end, group.header
                 left -= group.header.next_offset - group.header.offset
                 sequence += 1
 

@@ -81,7 +81,11 @@ def segment_files(folder: Path) -> dict[int, list[Path]]:
 
 def segments(folder: Path) -> list[int]:
     """The first sequence of each segment in the folder, in order; empty for a folder that is not there."""
-    return list(segment_files(folder))
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted({int(name.partition(".")[0]) for name in names if name.endswith((_PLAIN, _SEALED))})
 
 
 def closed_segments(folder: Path) -> Iterator[tuple[int, int]]:
