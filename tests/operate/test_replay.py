@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
@@ -21,7 +21,7 @@ from deltaworks.config import Config, load
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.until import LogUntil, last_group_at, position_before
 from deltaworks.position import Lsn
-from deltaworks.process.app import App, Source
+from deltaworks.process.app import App, Source, count
 from deltaworks.process.entity import Entity, Transition
 from deltaworks.process.sink import open_reader
 from deltaworks.store.lake_table import LakeTable
@@ -253,3 +253,82 @@ def test_a_place_in_the_log_is_found_by_position_and_by_time(config: Config) -> 
     assert [group.header.sequence for group in until.read(after_sequence=2)] == [3, 4]
     until.move(5)
     assert until.end().position == Lsn(60)
+
+
+# Apps that remember, and that choose
+
+
+class Dated(TypedDict):
+    film_id: int
+    title: str
+    released_on: date
+
+
+class Decade(TypedDict):
+    window_id: str
+    films: int
+
+
+class Shaped(Films):
+    """One that sums up windows, holds back what is equal, or chooses sinks."""
+
+    def __init__(self, shape: str) -> None:
+        super().__init__(reads_roles=False)
+        self.shape = shape
+
+    def app(self) -> App:
+        films = App("films", key="film_id", sources=[Source("studio").table("film", schema=Film)])
+
+        @films.transform
+        def document(film: Entity[Film]) -> Dated:
+            released_on = date(film.after["year"], 1, 1)
+            return {"film_id": film.after["film_id"], "title": self.title(film.after), "released_on": released_on}
+
+        match self.shape:
+            case "window":
+                films.window(time="released_on", size=timedelta(days=3653), films=count())
+                films.sink(LakeTable("decades", schema=Decade))
+            case "dedup":
+                films.dedup("title")
+                films.sink(LakeTable("films", schema=Dated))
+            case "routed":
+
+                @films.route
+                def by_age(film: Dated) -> str:
+                    return "old" if film["released_on"].year < 1950 else "new"
+
+                films.sink(SearchIndex("old", text={"title": 1.0}))
+                films.sink(LakeTable("new", schema=Dated))
+        return films
+
+
+@pytest.mark.parametrize("films", [Shaped(shape) for shape in ("window", "dedup", "routed")], ids=lambda it: it.shape)
+def test_an_app_that_remembers_or_chooses_replays_equal_and_shows_what_changed(path: Path, films: Shaped) -> None:
+    done = replay(path)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.splitlines()[-1].endswith("it makes the same documents")
+
+    if films.shape == "window":
+        refused = replay(path, "--from", str(Lsn(400)))
+        assert "its windows sum up what came before" in str(refused.exception)
+        return
+    films.title = lambda film: film["title"].upper() if film["film_id"] in {3, 34} else film["title"]
+    edit(films)
+    changed = replay(path, "--json")
+    assert changed.exit_code == 1
+    keys = [key for sink in report(changed).values() for key in sink["examples"]["changed"]]  # type: ignore[index]
+    assert sorted(keys) == ["3", "34"]
+
+
+def test_a_replay_into_the_same_sinks_is_done_by_the_running_service(config: Config, films: Films) -> None:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(operate.follow_process, config, "films", stop=stop)
+        try:
+            replayed = operate.replay(config, "films", into="same")
+        finally:
+            stop.set()
+        service.result(timeout=60)
+    assert replayed.differing == 0
+    assert replayed.may_replace
+    assert operate.replay(config, "films").may_replace
