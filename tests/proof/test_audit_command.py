@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rich.console import Console
 from servers.postgres import Database
 from typer.testing import CliRunner, Result
 
-from deltaworks import operate
+from deltaworks import faults, operate
 from deltaworks.cli import app as command_line
 from deltaworks.config import Config
 from deltaworks.operate.balance_sheet import balance_sheet
@@ -96,3 +98,14 @@ def test_an_unknown_source_is_named_with_those_that_are_known(config_file: Path,
     assert done.exit_code == 1
     assert "no source 'shoe'" in str(done.exception)
     assert "shop" in str(done.exception)
+
+
+def test_two_audits_at_one_moment_record_a_loss_once(config: Config, database: Database) -> None:
+    lose_item_five(config, database)
+    both_know = threading.Barrier(2)
+    faults.arm("audit.before_incidents", lambda: both_know.wait(timeout=60) and None)
+    with ThreadPoolExecutor(2) as pool:
+        looks = [pool.submit(operate.audit, config, "shop") for _ in range(2)]
+        found = [incident.id for look in looks for incident in look.result().found]
+    assert [incident.id for incident in operate.incidents(config, "shop")] == found
+    assert len(found) == 1

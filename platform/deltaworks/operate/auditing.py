@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from deltaworks import faults
 from deltaworks.capture.dump import TextKey
 from deltaworks.capture.proof import Window, WindowSet
 from deltaworks.config import Config
@@ -184,6 +185,7 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
     sinks = [look.at_sink(config, name, app, spec) for name, app in apps.items() for spec in app.sinks]
     losses = [loss for hop_audit in look.hops for loss in hop_audit.losses]
     losses += [each.loss for each in sinks if each.loss is not None]
+    faults.reach("audit.before_incidents")
     found = incidents.add(losses)
     for incident in found:
         logger.error("changes are lost", source=source, hop=incident.loss.hop, incident=incident.id)

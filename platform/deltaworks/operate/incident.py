@@ -6,10 +6,12 @@ A loss stays an incident for ever, because the windows of its hop lack those cha
 subtracts what is known.
 """
 
+import fcntl
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -123,14 +125,28 @@ class Incidents:
         return [incident for incident in self.all() if incident.state is IncidentState.OPEN]
 
     def add(self, losses: Sequence[Loss]) -> list[Incident]:
-        """Keep losses that are not told of by an open incident; gives the new ones."""
-        told = [incident.loss for incident in self.open()]
-        found = []
-        for loss in losses:
-            if not any(_is_same(loss, other) for other in told):
-                found.append(Incident.of(loss))
-                self.save(found[-1])
+        """Keep losses that no incident tells of; gives the new ones. Of audits at one moment only one keeps a loss."""
+        found: list[Incident] = []
+        if not losses:
+            return found
+        with self._alone():
+            told = self.all()
+            for loss in losses:
+                if not any(_tells_of(incident, loss) for incident in told):
+                    found.append(Incident.of(loss))
+                    self.save(found[-1])
         return found
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes and threads from adding; the kernel lets go when the process ends."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def end(self, incident: Incident, state: IncidentState, *, dumps: Sequence[str] = ()) -> Incident:
         """Say how it ended; durable when this returns."""
@@ -167,6 +183,14 @@ class Incidents:
                 hop = incident.loss.hop
                 mended[hop] = mended.get(hop, WindowSet()).merge(incident.loss.missing)
         return mended
+
+
+def _tells_of(incident: Incident, loss: Loss) -> bool:
+    """Whether it is that loss. One that ended may have been found and mended by another audit since ours began; a
+    later loss of the same keys lacks other changes.
+    """
+    is_open = incident.state is IncidentState.OPEN
+    return _is_same(loss, incident.loss) and (is_open or loss.missing == incident.loss.missing)
 
 
 def _is_same(loss: Loss, other: Loss) -> bool:
