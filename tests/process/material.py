@@ -78,6 +78,13 @@ class TableSink:
         """The bodies of the documents that are there."""
         return {key: body for key, (_, body) in self.documents().items() if body is not None}
 
+    def reached(self) -> list[int]:
+        """The position of every flush, in order."""
+        with sqlite3.connect(self.file) as connection:
+            rows = connection.execute("select position from reached order by rowid").fetchall()
+        connection.close()
+        return [position for (position,) in rows]
+
 
 class TableSinkWriter:
     def __init__(self, file: Path) -> None:

@@ -1,7 +1,7 @@
 """Documents on their way into durable sinks, while the next changes are folded and processed."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from deltaworks.position import Lsn
@@ -32,6 +32,10 @@ class Flight:
 
     def __post_init__(self) -> None:
         self.keys = frozenset(item.key for item in self.waiting)
+
+    def is_durable(self, *, within_s: float) -> bool:
+        """Whether the sinks have answered, by then."""
+        return self.flushing is None or not wait([self.flushing], timeout=within_s).not_done
 
     def note(self, touched: Mapping[Key, At]) -> None:
         """Take note of entities that a fold touched."""

@@ -83,6 +83,8 @@ CHANGES_PER_FOLD = 262_144
 POSITION_EVERY_S = 1.0
 """How often sinks hear of a new position when there is nothing to write."""
 _LONGEST_WAIT_S = 0.2
+_LOOK_AGAIN_S = 0.01
+"""How often the log is looked at while there is nothing to do but to wait for a flush."""
 _SINK_BACKOFF = Backoff(first_s=0.1, max_s=10.0)
 
 _HOLDERS: dict[CodeType, str] = {Pipeline._call_each.__code__: "entity", Telling._tell.__code__: "turn"}
@@ -481,11 +483,13 @@ class Runner:
             self._land()
         is_asked = self._answering.run()
         waiting = self._due()
-        has_landed = False
+        is_under_way = False
         if waiting:
             self._process(waiting)
-        else:
-            has_landed = self._land()
+        elif self._flight is not None:
+            is_under_way = True
+            if self._flight.is_durable(within_s=_LOOK_AGAIN_S):
+                self._land()
         told = self._telling.run(limit=ENTITIES_PER_CYCLE)
         self._forget_stuck()
         self._counting.tally.turns += told.taken
@@ -495,7 +499,7 @@ class Runner:
             done = self._counting.tally.changes + self._counting.tally.entities
             left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
-        return bool(folded or waiting or has_landed or told.tried or is_asked)
+        return bool(folded or waiting or is_under_way or told.tried or is_asked)
 
     def _take_part(self) -> None:
         if self._sharing is not None:

@@ -1,0 +1,101 @@
+"""While sinks flush the next changes are folded and processed: what leaves is in order, and nothing is forgotten."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypedDict
+
+import pytest
+from process.faulty_service import FaultyService
+from process.film_app import FILM, film_app
+from process.material import INT, TEXT, Feed, TableSink, create, following, table_schema, update, wait_until
+
+from deltaworks import faults
+from deltaworks.config import Config
+from deltaworks.log.memory import MemoryLog
+from deltaworks.process.app import App, Source
+from deltaworks.process.runner import STATE_FILE, Runner
+from deltaworks.process.state import read_checkpoint
+from deltaworks.testing.memory_sink import MemorySink
+
+MakeConfig = Callable[..., Config]
+NOTE, COPY = (table_schema(name, "id", id=INT, title=TEXT) for name in ("note", "copy"))
+
+
+class Gate:
+    """Holds up every flush until it is opened."""
+
+    def __init__(self) -> None:
+        self.is_reached, self._is_open = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.is_reached.set()
+        assert self._is_open.wait(60)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    faults.arm("process.after_flush", gate)
+    yield gate
+    gate.open()
+    faults.disarm()
+
+
+def folded(runner: Runner, log: MemoryLog) -> bool:
+    return read_checkpoint(runner.folder / STATE_FILE).sequence == log.reader().end().sequence
+
+
+def test_entity_that_changes_while_its_document_is_under_way_leaves_again(
+    gate: Gate, sink: TableSink, make_config: MakeConfig, service: FaultyService, feed: Feed, log: MemoryLog
+) -> None:
+    feed.commit(create(FILM, film_id=1, title="Alien", status="released"))
+    first = log.reader().end().position
+    with (
+        Runner.open(film_app(sink), config=make_config(url=service.url), name="films", log=log.reader()) as runner,
+        following(runner),
+    ):
+        assert gate.is_reached.wait(60)
+        feed.commit(update(FILM, film_id=1, title="Aliens", status="released"))
+        feed.commit(create(FILM, film_id=2, title="Brazil", status="released"))
+        wait_until(lambda: folded(runner, log), timeout_s=60)
+        # Durable is what was written before the gate, and no position but its own is claimed.
+        assert {key: body["title"] for key, body in sink.bodies().items()} == {1: "Alien"}
+        assert sink.reached() == [first.value]
+        gate.open()
+        wait_until(lambda: sink.bodies().get(1, {}).get("title") == "Aliens" and 2 in sink.bodies(), timeout_s=60)
+    assert sink.reached() == sorted(sink.reached())
+    with Runner.open(film_app(sink), config=make_config(url=service.url), name="films", log=log.reader()) as runner:
+        report = runner.drain()
+    assert (report.documents, report.position) == (0, log.reader().end().position), "nothing was left undone"
+
+
+class Note(TypedDict):
+    title: str
+
+
+def test_entity_that_is_refused_and_changed_meanwhile_waits_with_its_newest_row(
+    gate: Gate, make_config: MakeConfig, feed: Feed, log: MemoryLog
+) -> None:
+    search = MemorySink("search")
+    search.refusals[8] = "too long"
+    studio = Source("studio")
+    copies = studio.table("copy", schema=Note)
+    notes = App("films", key="id", sources=[studio.table("note", schema=Note), copies])
+    notes.sink(search)
+    feed.commit(create(NOTE, id=8, title="Brazil"))
+    with Runner.open(notes, config=make_config(), name="films", log=log.reader()) as runner:
+        with following(runner):
+            assert gate.is_reached.wait(60)
+            feed.commit(update(NOTE, id=8, title="Brasil"))
+            wait_until(lambda: folded(runner, log), timeout_s=60)
+            gate.open()
+            wait_until(lambda: bool(runner.dead()), timeout_s=60)
+        [letter] = runner.dead()
+        assert (letter.key, letter.error, letter.holds_key) == (8, "too long", True)
+        search.refusals.clear()
+        assert runner.retry_dead() == 1
+        runner.drain()
+        assert search.bodies[8]["title"] == "Brasil"
