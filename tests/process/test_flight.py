@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import pytest
 from process.faulty_service import FaultyService
-from process.film_app import FILM, film_app
+from process.film_app import FILM, ROLE, film_app
 from process.material import INT, TEXT, Feed, TableSink, create, following, table_schema, update, wait_until
 
 from deltaworks import faults
@@ -99,3 +99,29 @@ def test_entity_that_is_refused_and_changed_meanwhile_waits_with_its_newest_row(
         assert runner.retry_dead() == 1
         runner.drain()
         assert search.bodies[8]["title"] == "Brasil"
+
+
+def test_entity_that_was_held_is_under_way_alone_and_no_position_is_told_meanwhile(
+    sink: TableSink, make_config: MakeConfig, service: FaultyService, feed: Feed, log: MemoryLog
+) -> None:
+    service.names = {1: "Ripley"}
+    service.fault = lambda _ids: 503
+    feed.commit(
+        create(FILM, film_id=1, title="Alien", status="released"), create(ROLE, role_id=1, film_id=1, person_id=1)
+    )
+    with Runner.open(film_app(sink), config=make_config(url=service.url), name="films", log=log.reader()) as runner:
+        assert runner.drain(patience_s=0).held == 1
+        service.fault = lambda _ids: None
+        gate = Gate()
+        faults.arm("process.after_flush", gate)
+        with following(runner):
+            assert gate.is_reached.wait(60)
+            feed.commit(create(NOTE, id=1, title="of no app"))
+            told = sink.reached()
+            # Longer than it takes until sinks hear of a position that came with nothing to write.
+            assert not threading.Event().wait(1.5)
+            assert sink.reached() == told
+            gate.open()
+            wait_until(lambda: runner.report().held == 0, timeout_s=60)
+    faults.disarm()
+    assert sink.bodies()[1]["title"] == "Alien"

@@ -724,7 +724,9 @@ class Runner:
         self._flushed_at = time.monotonic()
 
     def _flush_position(self, *, every_s: float = 0.0) -> None:
-        """Tell the sinks of a position that came with nothing to write."""
+        """Tell the sinks of a position that came with nothing to write; not while they flush."""
+        if self._flight is not None:
+            return
         is_news = self._checkpoint.position > self._reached and not self._state.counts()[Standing.DIRTY]
         if is_news and time.monotonic() - self._flushed_at >= every_s:
             self._flush(self._checkpoint.position)
