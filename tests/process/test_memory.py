@@ -48,7 +48,7 @@ def replay(config: Config, sink: Path, keeps_rows: bool, told: Path) -> None:
     with Runner.open(films, config=config, name="films") as runner:
         # The log in forty parts, so that memory is looked at often.
         for end in range(ROUNDS // 40, ROUNDS + 1, ROUNDS // 40):
-            while runner._checkpoint.sequence < end - 1:
+            while runner.checkpoint.sequence < end - 1:
                 runner._cycle(up_to_sequence=end - 1, on_progress=None)
             runner._cycle(up_to_sequence=end - 1, on_progress=None)
             seen.append(resident_bytes())

@@ -17,7 +17,7 @@ from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.membership import MembershipLostError, SharesError
-from deltaworks.process import runner
+from deltaworks.process import entities
 from deltaworks.process.app import App, Source
 from deltaworks.process.entity import Entity
 from deltaworks.process.place import AppHeldError
@@ -227,7 +227,7 @@ def test_whatever_members_do_the_sink_ends_at_the_reference(
 ) -> None:
     # Small cycles, so that members are in the middle of something whenever something happens to them.
     for name, size in (("CHANGES_PER_READ", 2), ("CHANGES_PER_FOLD", 4), ("ENTITIES_PER_CYCLE", 2)):
-        monkeypatch.setattr(runner, name, size)
+        monkeypatch.setattr(entities, name, size)
     for seed in [int.from_bytes(os.urandom(3)) for _ in range(3)]:
         world = make_world(seed=seed, has_lookup=has_lookup)
         world.join(next(world.names))

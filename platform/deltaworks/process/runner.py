@@ -22,28 +22,23 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
-from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
 
-from deltaworks import faults
-from deltaworks.change import ChangeBatch, together
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
-from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.change_log import LogReader
 from deltaworks.log.membership import Membership
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
-from deltaworks.position import Lsn
 from deltaworks.process import lineage
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App, Backoff
@@ -51,22 +46,21 @@ from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.counting import Counting
 from deltaworks.process.declared import Step
 from deltaworks.process.direct import RowsNeededError, is_direct
-from deltaworks.process.flight import Flight
-from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
-from deltaworks.process.leaving import Leave, Leaving
+from deltaworks.process.entities import ENTITIES_PER_CYCLE, Entities
+from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter
 from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
 from deltaworks.process.pausing import LOOK_EVERY_S, Pause
-from deltaworks.process.pipeline import Outcome, Pipeline
+from deltaworks.process.pipeline import Pipeline
 from deltaworks.process.place import take_folder
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.schemas import Schemas
 from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
-from deltaworks.process.sink import Refusal, Sink, SinkAwayError
-from deltaworks.process.source import Table
-from deltaworks.process.state import Checkpoint, Standing, State, Waiting
+from deltaworks.process.sink import Sink, SinkAwayError
+from deltaworks.process.sinking import Sinking
+from deltaworks.process.state import Checkpoint, Standing, State
 from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Stuck, change_in
 from deltaworks.process.telling import Telling
 from deltaworks.process.tuning import TUNING_FILE, Tuning
@@ -75,16 +69,9 @@ from deltaworks.schema import TableName, TableSchema
 
 STATE_FILE = "state.sqlite"
 """In the folder of the app."""
-ENTITIES_PER_CYCLE = 2_000
-"""Enough to fill the batches of an enrichment; few enough that a flush is never far."""
-CHANGES_PER_READ = 16_384
-CHANGES_PER_FOLD = 262_144
-"""What is folded at most before keys are processed; also bounds the transaction."""
 POSITION_EVERY_S = 1.0
 """How often sinks hear of a new position when there is nothing to write."""
 _LONGEST_WAIT_S = 0.2
-_LOOK_AGAIN_S = 0.01
-"""How often the log is looked at while there is nothing to do but to wait for a flush."""
 _SINK_BACKOFF = Backoff(first_s=0.1, max_s=10.0)
 
 _HOLDERS: dict[CodeType, str] = {Pipeline._call_each.__code__: "entity", Telling._tell.__code__: "turn"}
@@ -137,20 +124,27 @@ class Runner:
         self._name = name
         self._log = log
         self._state = state
-        self._sinks = sinks
         self._pipeline = pipeline
         self._clients = clients
         self._loop = loop
         self._resources = resources
-        self._checkpoint = state.checkpoint()
-        self._reached = self._checkpoint.reached
-        self._flushed_at = 0.0
-        self._schemas = Schemas(app, latest=schemas)
         self._counting = Counting(name, state=state)
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix=f"flush-{name}")
-        self._flight: Flight | None = None
+        self._sinking = Sinking(app, sinks, reached=state.checkpoint().reached)
+        known = Schemas(app, latest=schemas)
+        self._entities = Entities(
+            app,
+            name=name,
+            log=log,
+            state=state,
+            pipeline=pipeline,
+            sinking=self._sinking,
+            loop=loop,
+            schemas=known,
+            counting=self._counting,
+            sharing=sharing,
+            on_settled=self._observe_lineage_once,
+        )
         self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
-        self._leaving = Leaving(app, name=name, state=state)
         self._answering = Answering(
             app=name,
             requests=requests,
@@ -179,8 +173,8 @@ class Runner:
                 pipeline=pipeline,
                 sinks=sinks,
                 loop=loop,
-                check=self._schemas.check,
-                flush=self._flush,
+                check=known.check,
+                flush=self._sinking.flush,
             )
 
     @classmethod
@@ -254,7 +248,7 @@ class Runner:
                 sharing=sharing,
             )
             # What is under way ends before the sinks close.
-            resources.callback(runner._flusher.shutdown)
+            resources.callback(runner._entities.close)
             runner._resources = resources.pop_all()
         return runner
 
@@ -262,6 +256,11 @@ class Runner:
     def folder(self) -> Path:
         """Where its state is: the app's folder, or that of one of its members."""
         return self._lineage_file.parent
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """How far the log was taken; what came of it may still be on its way into the sinks."""
+        return self._entities.checkpoint
 
     def close(self) -> None:
         """Close clients and sinks and let another runner in; a second call does nothing."""
@@ -328,7 +327,7 @@ class Runner:
             if next_try is None or time.monotonic() + delay_s > deadline:
                 break
             time.sleep(delay_s)
-        self._land()
+        self._entities.land()
         self._flush_position()
         return self.report()
 
@@ -362,7 +361,7 @@ class Runner:
                 )
                 stop.wait(delay_s)
         try:
-            self._land()
+            self._entities.land()
         except RetryableError as error:
             logger.warning("app stops before its last documents left", app=self._name, error=str(error))
         return self.report()
@@ -373,7 +372,7 @@ class Runner:
         return self._counting.tally.report(
             held=counts[Standing.HELD],
             dead=counts[Standing.DEAD] + self._state.turns.dead_count(),
-            position=self._reached,
+            position=self._sinking.reached,
         )
 
     def end_when_stuck(self) -> None:
@@ -407,12 +406,14 @@ class Runner:
         """
         if self._ranges is not None:
             header = next(header for header in self._log.headers_backwards() if header.sequence == sequence)
-            self._checkpoint = Checkpoint(sequence=sequence, offset=header.next_offset, position=header.position)
+            self._entities.checkpoint = Checkpoint(
+                sequence=sequence, offset=header.next_offset, position=header.position
+            )
             with self._state.folding():
-                self._state.save_checkpoint(self._checkpoint)
+                self._state.save_checkpoint(self._entities.checkpoint)
             return
-        while self._checkpoint.sequence < sequence:
-            self._fold(sequence)
+        while self.checkpoint.sequence < sequence:
+            self._entities.fold(sequence)
         with self._state.folding():
             self._state.settle_all()
 
@@ -454,7 +455,7 @@ class Runner:
         if self._ranges is not None:
             # Only rows can be processed again; folding them makes all of them due.
             self._keep_rows("entities are to be processed again")
-            while self._fold(self._log.end().sequence):
+            while self._entities.fold(self._log.end().sequence):
                 pass
             return self._state.counts()[Standing.DIRTY]
         with self._state.settling():
@@ -475,21 +476,19 @@ class Runner:
         self._take_part()
         if self._ranges is not None and self._answering.needs_rows():
             self._keep_rows("entities are to be processed again")
-        folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._fold(up_to_sequence)
-        if self._checkpoint.sequence < self._fold_to:
+        folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._entities.fold(up_to_sequence)
+        if self.checkpoint.sequence < self._fold_to:
             # Documents of what is still to be folded have left, so none may be made of what is there now.
             return folded
         if self._answering.is_due():
-            self._land()
+            self._entities.land()
         is_asked = self._answering.run()
-        waiting = self._due()
-        is_under_way = False
+        waiting = self._entities.due()
+        is_under_way = self._entities.are_under_way
         if waiting:
-            self._process(waiting)
-        elif self._flight is not None:
-            is_under_way = True
-            if self._flight.is_durable(within_s=_LOOK_AGAIN_S):
-                self._land()
+            self._entities.process(waiting)
+        else:
+            self._entities.land_if_durable()
         told = self._telling.run(limit=ENTITIES_PER_CYCLE)
         self._forget_stuck()
         self._counting.tally.turns += told.taken
@@ -497,7 +496,7 @@ class Runner:
             self._flush_position(every_s=POSITION_EVERY_S)
         if on_progress is not None:
             done = self._counting.tally.changes + self._counting.tally.entities
-            left = self._log.end().offset - self._checkpoint.offset + self._state.counts()[Standing.DIRTY]
+            left = self._log.end().offset - self.checkpoint.offset + self._state.counts()[Standing.DIRTY]
             on_progress(done, done + left)
         return bool(folded or waiting or is_under_way or told.tried or is_asked)
 
@@ -515,13 +514,15 @@ class Runner:
 
     def _run_range(self, ranges: Ranges, up_to_sequence: int) -> bool:
         try:
-            ranged = ranges.run(replace(self._checkpoint, reached=self._reached), up_to_sequence=up_to_sequence)
+            ranged = ranges.run(
+                replace(self._entities.checkpoint, reached=self._sinking.reached), up_to_sequence=up_to_sequence
+            )
         except RowsNeededError as error:
             self._keep_rows(str(error))
             return True
         if ranged is None:
             return False
-        self._checkpoint = ranged.checkpoint
+        self._entities.checkpoint = ranged.checkpoint
         self._counting.changes(ranged.change_count)
         self._counting.outcome(ranged.outcome, ranged.entity_count)
         self._counting.lags(ranged.committed_at, ranged.appended_at)
@@ -531,169 +532,10 @@ class Runner:
     def _keep_rows(self, reason: str) -> None:
         """Go over to the plan that keeps every row, from the start of the log."""
         logger.warning("app keeps rows from now on", app=self._name, reason=reason)
-        self._fold_to = max(self._checkpoint.sequence, self._state.plan.reading_to())
+        self._fold_to = max(self.checkpoint.sequence, self._state.plan.reading_to())
         self._state.keep_rows(fold_to=self._fold_to)
         self._ranges = None
-        self._checkpoint = self._state.checkpoint()
-
-    def _fold(self, up_to_sequence: int) -> bool:
-        budget = CHANGES_PER_FOLD
-        while budget > 0 and self._checkpoint.sequence < up_to_sequence:
-            reading = self._log.read(after_sequence=self._checkpoint.sequence, max_changes=CHANGES_PER_READ)
-            groups = list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
-            faults.reach("process.after_read")
-            groups = faults.hand_over("process.read", groups)
-            if not groups:
-                break
-            self._schemas.check(groups)
-            self._fold_groups(groups)
-            budget -= sum(group.header.next_offset - group.header.offset for group in groups)
-        return budget < CHANGES_PER_FOLD
-
-    def _fold_groups(self, groups: Sequence[StoredGroup]) -> None:
-        folds: dict[Table[Any], Fold] = {}
-        last = groups[-1].header
-        checkpoint = Checkpoint(
-            sequence=last.sequence, offset=last.next_offset, position=last.position, reached=self._reached
-        )
-        change_count = last.next_offset - groups[0].header.offset
-        # Live groups have a row or two for each table; what a batch costs is paid once for all of them.
-        read = (batch for group in groups for batch in group.batches if self._schemas.tables_of(batch))
-        batches = together(read)
-        # A checkpoint without rows may be lost: the same groups would come to nothing again.
-        with self._state.folding() if batches else self._state.settling():
-            for batch in batches:
-                for table in self._schemas.tables_of(batch):
-                    self._fold_batch(folds.setdefault(table, Fold()), table, batch)
-            touched = Fold()
-            for table, fold in folds.items():
-                if table in self._app.lookups:
-                    self._pipeline.drop(table, fold)
-                # What an entity used is stored as of its last run, which was before this fold, so no user is missed.
-                found = self._state.users(table, fold) if table in self._app.lookups else self._state.apply(table, fold)
-                for key, at in found.items():
-                    touched.touch(key, at)
-            due = self._mark(touched.touched, low=groups[0].header.sequence, high=last.sequence)
-            if self._flight is not None:
-                self._flight.note(touched.touched)
-            self._state.ledger.take(batches, after=self._checkpoint.sequence, up_to=last.sequence)
-            self._state.save_checkpoint(checkpoint)
-            faults.reach("process.before_fold_commit")
-        faults.reach("process.after_fold")
-        self._checkpoint = checkpoint
-        self._counting.arrivals({key: touched.touched[key] for key in due}, last.appended_at)
-        self._counting.changes(change_count)
-        self._counting.tally.incomplete += sum(fold.incomplete for fold in folds.values())
-
-    def _mark(self, touched: Mapping[Key, At], *, low: int, high: int) -> Collection[Key]:
-        if self._sharing is not None:
-            return self._sharing.mark(touched, low=low, high=high)
-        self._state.mark(touched)
-        return touched.keys()
-
-    def _fold_batch(self, fold: Fold, table: Table[Any], batch: ChangeBatch) -> None:
-        if table in self._app.lookups:
-            fold_keys(fold, batch)
-            return
-        keys = {key for key in (*row_keys(batch), *old_row_keys(batch)) if key is not None and key not in fold.puts}
-        watched = [step.column for step in self._app.reactions] if table is self._app.entity else []
-        fold_rows(
-            fold,
-            batch,
-            table,
-            key=table.key or self._app.key,
-            stored=self._state.rows.stored(table, keys),
-            watched=list(dict.fromkeys(watched)),
-        )
-
-    def _due(self) -> list[Waiting]:
-        """What to process now; entities whose documents are under way wait until those are durable."""
-        under_way = self._flight.keys if self._flight is not None else frozenset()
-        waiting = self._state.due(now=time.time(), limit=ENTITIES_PER_CYCLE + len(under_way))
-        return [item for item in waiting if item.key not in under_way][:ENTITIES_PER_CYCLE]
-
-    def _process(self, waiting: Sequence[Waiting]) -> None:
-        outcome = self._loop.run(self._pipeline.run(waiting, self._state.load([item.key for item in waiting])))
-        read_to = self._checkpoint.position
-        if self._flight is not None and self._flight.touched:
-            # What was touched since those left waits for the next cycle; all of it came after they did.
-            read_to = self._flight.read_to
-        self._land()
-        if outcome.used or outcome.kept:
-            # Before anything more is folded: a change of what was looked up has to find its users.
-            with self._state.settling():
-                for into, used in outcome.used:
-                    self._state.save_used(into, used)
-                for into, kept in outcome.kept:
-                    self._state.answers.save(into, kept)
-        leave = self._leaving.prepare(outcome, waiting)
-        if self._sharing is not None:
-            self._sharing.check()
-        self._write(leave.outcome)
-        # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
-        position = max(read_to, self._reached) if len(waiting) < ENTITIES_PER_CYCLE else self._reached
-        flushing = self._flusher.submit(self._flush_sinks, position) if leave.outcome.documents else None
-        self._flight = Flight(
-            outcome=outcome, leave=leave, waiting=waiting, position=position, read_to=read_to, flushing=flushing
-        )
-        if outcome.setbacks or self._app.reactions or self._sharing is not None:
-            # A key that is set back holds later changes back, a transition is told of after its document, and a share
-            # may leave before the next cycle.
-            self._land()
-
-    def _land(self) -> bool:
-        """Wait until what is under way is durable, and settle it; whether anything was.
-
-        Raises:
-            RetryableError: a sink is away; the entities are as due as before.
-        """
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return False
-        outcome, leave = flight.outcome, flight.leave
-        refused: frozenset[Key] = frozenset()
-        if flight.flushing is not None:
-            refusals = flight.flushing.result()
-            self._note_flush(flight.position)
-            self._refuse(refusals, outcome, leave, flight.waiting)
-            refused = frozenset(each.key for _, listed in refusals for each in listed)
-        with self._state.settling():
-            self._state.save_reached(self._reached)
-            self._leaving.settle(leave)
-            durable = (each for each in leave.outcome.documents if each.key not in refused)
-            self._state.ledger.leave(durable, leave.outcome.routes)
-            self._state.settle([key for key in leave.settled if key not in flight.touched], outcome.setbacks)
-            self._state.mark({key: at for key, at in flight.touched.items() if key in refused})
-            faults.reach("process.before_settle_commit")
-        faults.reach("process.after_checkpoint")
-        self._counting.departures([document.key for document in outcome.documents])
-        self._counting.outcome(outcome, len(flight.waiting))
-        self._observe_lineage_once()
-        return True
-
-    def _write(self, outcome: Outcome) -> None:
-        for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
-            faults.reach("process.before_write")
-            if outcome.documents:
-                sink.write(faults.hand_over("process.write", outcome.documents_for(spec.name)))
-            faults.reach("process.after_write")
-
-    def _refuse(
-        self,
-        refusals: Sequence[tuple[str, Sequence[Refusal]]],
-        outcome: Outcome,
-        leave: Leave,
-        waiting: Sequence[Waiting],
-    ) -> None:
-        attempts = {item.key: item.attempts for item in waiting}
-        for sink, refused in refusals:
-            if self._app.windowing is None:
-                outcome.refuse(sink, refused, attempts)
-                leave.forget({refusal.key for refusal in refused})
-                continue
-            # A window has no entity that could be held: its next change makes its document again.
-            for refusal in refused:
-                logger.error("window is refused", app=self._name, sink=sink, error=refusal.reason)
+        self._entities.checkpoint = self._state.checkpoint()
 
     def _observe_lineage_once(self) -> None:
         if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
@@ -705,38 +547,20 @@ class Runner:
         seen = observe_in_loop(self._app, tuple(self._pipeline.samples), clients=self._clients)
         lineage.save(self._loop.run(seen), self._lineage_file)
 
-    def _flush(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
-        """Flush every sink; gives the refusals of those that had any."""
-        refusals = self._flush_sinks(position)
-        self._note_flush(position)
-        return refusals
-
-    def _flush_sinks(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
-        refusals = []
-        for sink in self._sinks:
-            if refused := sink.flush(up_to=position):
-                refusals.append((sink.name, refused))
-            faults.reach("process.after_flush")
-        return refusals
-
-    def _note_flush(self, position: Lsn) -> None:
-        self._reached = position
-        self._flushed_at = time.monotonic()
-
     def _flush_position(self, *, every_s: float = 0.0) -> None:
         """Tell the sinks of a position that came with nothing to write; not while they flush."""
-        if self._flight is not None:
+        if self._entities.are_under_way:
             return
-        is_news = self._checkpoint.position > self._reached and not self._state.counts()[Standing.DIRTY]
-        if is_news and time.monotonic() - self._flushed_at >= every_s:
-            self._flush(self._checkpoint.position)
+        is_news = self.checkpoint.position > self._sinking.reached and not self._state.counts()[Standing.DIRTY]
+        if is_news and time.monotonic() - self._sinking.flushed_at >= every_s:
+            self._sinking.flush(self.checkpoint.position)
             with self._state.settling():
-                self._state.save_reached(self._reached)
+                self._state.save_reached(self._sinking.reached)
 
     def _wait(self) -> None:
         next_try = self._state.next_try()
         timeout_s = _LONGEST_WAIT_S if next_try is None else min(_LONGEST_WAIT_S, max(0.0, next_try - time.time()))
-        self._log.wait(after_sequence=self._checkpoint.sequence, timeout_s=timeout_s)
+        self._log.wait(after_sequence=self.checkpoint.sequence, timeout_s=timeout_s)
 
 
 def _delay_s(error: RetryableError, attempt: int) -> float:
