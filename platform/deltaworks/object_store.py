@@ -117,7 +117,8 @@ class ObjectStore:
         boto3, botocore = _libraries()
         # Keys that were found are not given to it: it finds them itself, and anew before they expire.
         configured, _ = _configured_keys(self.config), self.keys()
-        return boto3.client(
+        # A session of its own: the one that boto3 shares is not thread-safe.
+        return boto3.Session().client(
             "s3",
             endpoint_url=self.config.endpoint,
             region_name=self.config.region,
@@ -144,12 +145,7 @@ class ObjectStore:
             ObjectStoreDownError: it does not answer.
         """
         with self.opened() as client:
-            if client.put_first(PROBE, b"") and client.put_first(PROBE, b""):
-                raise ConditionalWriteError(
-                    f"cannot {self.use.purpose} on {self.service}: it accepted two writers of {self.url(PROBE)!r} that "
-                    "both asked to be the first (If-None-Match: *); use a store that refuses the second one, or "
-                    f"{self.use.otherwise}"
-                )
+            client.refuse_second_writer()
 
     @contextmanager
     def opened(self) -> Iterator["StoreClient"]:
@@ -175,6 +171,16 @@ class StoreClient:
 
     store: ObjectStore
     s3: Any  # Any: boto3 makes its clients at run time and declares no types
+
+    def refuse_second_writer(self) -> None:
+        """See `ObjectStore.refuse_second_writer`."""
+        if self.put_first(PROBE, b"") and self.put_first(PROBE, b""):
+            store, use = self.store, self.store.use
+            raise ConditionalWriteError(
+                f"cannot {use.purpose} on {store.service}: it accepted two writers of {store.url(PROBE)!r} that both "
+                "asked to be the first (If-None-Match: *); use a store that refuses the second one, or "
+                f"{use.otherwise}"
+            )
 
     def put_first(self, name: str, body: Any, **more: Any) -> bool:  # Any: bytes or a file; what boto3 takes
         """Write an object unless there is one of that name: whether it was written."""

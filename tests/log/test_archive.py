@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from typer.testing import CliRunner, Result
 from deltaworks import operate
 from deltaworks.cli import app as command_line
 from deltaworks.config import Config
+from deltaworks.errors import RetryableError
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, CorruptArchiveError
 from deltaworks.log.archive.standing import ArchiveStatus
@@ -200,6 +203,29 @@ def test_two_that_archive_the_same_log_agree(log: LocalLog, tmp_path: Path, buck
     log.archive()
     assert ids(log) == list(range(20))
     assert list(read_manifest(log.folder))[: len(first)] == [segment.first for segment in first]
+
+
+def test_two_at_the_same_time_write_every_segment_once(log: LocalLog, tmp_path: Path, bucket: Bucket) -> None:
+    together = threading.Barrier(2)
+
+    def archive(each: LocalLog) -> None:
+        together.wait(timeout=60)
+        # The store may refuse both of two that come at the same moment; the service tries again, and so do we.
+        for _ in range(60):
+            try:
+                each.archive()
+            except RetryableError:
+                continue
+            return
+        pytest.fail(f"not archived after 60 tries: {each.archived()}")
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(archive, [log, log_in(tmp_path, bucket)]))
+    closed = segments(log.folder)[:-1]
+    assert list(read_manifest(log.folder)) == closed
+    assert len(bucket.objects()) == len(closed) + 1
+    retire(log)
+    assert ids(log) == list(range(12))
 
 
 def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:

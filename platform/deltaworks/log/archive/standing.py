@@ -6,6 +6,7 @@ after a power cut the archiver finds the same fault again.
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def note_fault(folder: Path, error: DeltaworksError | OSError | None) -> Fault |
     since = before.since if before is not None else datetime.now(UTC).isoformat(timespec="seconds")
     is_stopped = isinstance(error, DeltaworksError) and not isinstance(error, RetryableError)
     fault = Fault(error=str(error), since=since, is_stopped=is_stopped)
-    draft = folder / f"{NAME}.{os.getpid()}"
+    draft = folder / f"{NAME}.{os.getpid()}.{threading.get_ident()}"
     text = json.dumps({"error": fault.error, "since": fault.since, "is_stopped": fault.is_stopped})
     draft.write_text(text, encoding="utf-8")
     draft.replace(folder / NAME)

@@ -76,8 +76,8 @@ def archive_log(folder: Path, place: ArchivePlace, *, seal_level: int | None = N
     done: list[Archived] = []
     if not pending(folder):
         return done
-    place.store.refuse_second_writer()
     with place.store.opened() as client:
+        client.refuse_second_writer()
         if not (folder / NAME).exists():
             add_archived(folder, *_found_again(folder, place, client))
         for segment in pending(folder):
