@@ -392,7 +392,8 @@ class _Run:
         return Hold(step=step, nth=int(at.get("chunk", 1)), act=act, row=row)
 
     def _wait_for_lag(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+        # The server notes running transactions every 15 s, twice before a slot may move: on a full machine, later.
+        deadline = time.monotonic() + max(seconds, 90)
         while time.monotonic() < deadline and self._slot_lag_mb() >= 16:
             time.sleep(0.2)
 

@@ -40,7 +40,12 @@ class Readers:
         path = self.folder / f"{home}.yaml"
         source = {"kind": "postgres", "dsn": self.database.dsn, "tables": ["t"], "slot": self.database.name}
         source |= {"lease_s": 3.0, "publication": self.database.name, **self.settings}
-        path.write_text(yaml.safe_dump({"home": home, "sources": {"shop": source}}))
+        text = yaml.safe_dump({"home": home, "sources": {"shop": source}})
+        if not path.exists() or path.read_text() != text:
+            # A service may read it at this moment.
+            beside = path.with_suffix(".new")
+            beside.write_text(text)
+            beside.replace(path)
         return path
 
     def config(self, home: str = "home") -> Config:

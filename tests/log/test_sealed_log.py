@@ -86,7 +86,7 @@ def test_places_are_found_by_the_index_as_by_reading_headers(tmp_path: Path) -> 
     # Of a log up to its last group it is not known where groups stand, so its headers are read.
     scanned = LogUntil(indexed, sequence=59)
     times = [header.appended_at for header in indexed.headers_backwards()]
-    for number in range(indexed.end().offset + 2):
+    for number in [*range(0, indexed.end().offset, 41), indexed.end().offset, indexed.end().offset + 1]:
         assert outcome(find.at_offset, indexed, number) == outcome(find.at_offset, scanned, number)
     for number in range(63):
         assert outcome(find.at_sequence, indexed, number) == outcome(find.at_sequence, scanned, number)
