@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log.appending import append
 
+from deltaworks import faults
 from deltaworks.config import LocalLogConfig
 from deltaworks.log import find
 from deltaworks.log.change_log import (
@@ -274,3 +275,23 @@ def test_reading_retiring_and_sealing_at_once_meet_no_hole(tmp_path: Path) -> No
     known = segments(tmp_path)
     assert [header.sequence for header, _ in groups(tmp_path, known[0] - 1)] == list(range(known[0], 301))
     assert os.listdir(tmp_path)
+
+
+def test_sealed_copy_that_was_damaged_before_its_plain_file_went_is_made_anew(tmp_path: Path) -> None:
+    filled(tmp_path, [50] * 20)
+    expected = groups(tmp_path)
+
+    def fail() -> None:
+        raise OSError("the disk is away")
+
+    faults.arm("log.before_seal_unlink", fail)
+    with pytest.raises(OSError, match="disk is away"):
+        seal_closed(tmp_path, level=1)
+    faults.disarm()
+    (sealed,) = tmp_path.glob("*.sealed")
+    content = bytearray(sealed.read_bytes())
+    content[len(content) // 3] ^= 1
+    sealed.write_bytes(content)
+    seal_closed(tmp_path, level=1)
+    assert not sealed.with_suffix(".segment").exists()
+    assert groups(tmp_path) == expected

@@ -3,7 +3,7 @@
     write N.sealing ─► read back, compare ─► fsync ─► rename to N.sealed ─► sync folder ─► unlink N.segment
     died at       1                       2        3                     4              5
     1 2 3  the plain segment is as it was; the next sealing begins anew     4 5  both files are there and hold the
-    same; the next sealing removes the plain one
+    same; the next sealing compares them once more and removes the plain one
 
 A frame is copied byte by byte, so a group is the same before and after. A damaged segment is left as it is: its
 readers name the damage. Appends never wait for any of it.
@@ -82,7 +82,7 @@ def seal_segment(folder: Path, first: int, *, level: int) -> Sealed | None:
     except FileNotFoundError:
         return None
     try:
-        if not sealed.exists():
+        if not _is_copy(plain, descriptor, sealed):
             draft = sealed.with_suffix(DRAFT)
             try:
                 _write(plain, descriptor, draft, level=level)
@@ -154,6 +154,22 @@ def _write(plain: Path, descriptor: int, draft: Path, *, level: int) -> None:
         faults.reach("log.after_seal_fsync")
     finally:
         os.close(out)
+
+
+def _is_copy(plain: Path, descriptor: int, sealed: Path) -> bool:
+    """Whether a life before left a sealed copy that is sound: it may be all that is left in a moment."""
+    try:
+        found = os.open(sealed, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        _compare(plain, descriptor, found)
+    except CorruptLogError as error:
+        logger.warning("a sealed copy is made anew", file=str(sealed), error=str(error))
+        return False
+    finally:
+        os.close(found)
+    return True
 
 
 def _copy(plain: Path, descriptor: int, out: int, *, level: int) -> None:
