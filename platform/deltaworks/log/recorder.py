@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import structlog
 
@@ -53,8 +54,8 @@ EMPTY_GROUP_EVERY_S = 10.0
 FULL_LOG_PATIENCE_S = 30.0
 """How long a drain waits for space. A service waits until it is stopped."""
 
-STUMBLES = 3
-"""How often the server may fail to decode its log at one place before what follows counts as lost."""
+STUMBLES, STUMBLED_FOR_S = 3, 10.0
+"""How often, and for how long, the server may fail to decode its log at one place until what follows counts as lost."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 15.0
 
@@ -91,14 +92,21 @@ def drain(
         TerminalError: the source cannot be captured as it is.
     """
     run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=None)
-    for _ in range(STUMBLES):
+    pause_s, has_another_form = FIRST_RETRY_S, False
+    while True:
         try:
             run.record(until_drained=True)
             return run.report()
-        except (StreamFormatError, UndecodableError) as error:
+        except StreamFormatError as error:
+            if has_another_form:
+                raise
+            has_another_form = True
             logger.info("the stream is opened once more", source=source.name, reason=str(error))
-    run.record(until_drained=True)
-    return run.report()
+        except UndecodableError as error:
+            # It ends: either it goes on, or after `STUMBLED_FOR_S` the next try repairs it or gives up.
+            logger.warning("the stream is opened once more", source=source.name, reason=str(error))
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, LAST_RETRY_S)
 
 
 def follow(
@@ -133,6 +141,14 @@ def follow(
     return run.report()
 
 
+class _Stumble(NamedTuple):
+    """The server could not decode its log behind a position."""
+
+    position: Lsn
+    at: float
+    said: str
+
+
 class _Run:
     """One call of `drain` or `follow`; `record` is one connection's life."""
 
@@ -159,7 +175,7 @@ class _Run:
         self._changes = 0
         self._transactions = 0
         self._reads: dict[str, int] = {}
-        self._stumbled: list[tuple[Lsn, str]] = []
+        self._stumbled: list[_Stumble] = []
         self._start()
 
     def record(self, *, until_drained: bool) -> None:
@@ -168,7 +184,7 @@ class _Run:
             self._record(until_drained=until_drained)
         except UndecodableError as error:
             # The stream leads to the same place each time, also where groups without changes come before it.
-            self._stumbled.append((self._writer.end().position, str(error)))
+            self._stumbled.append(_Stumble(self._writer.end().position, time.monotonic(), str(error)))
             raise
 
     def _record(self, *, until_drained: bool) -> None:
@@ -235,13 +251,12 @@ class _Run:
 
     def _check_stumbles(self, end: LogEnd) -> None:
         """Raise where the server could not decode its log from here on, time and again."""
-        here = [said for position, said in self._stumbled if position == end.position]
-        self._stumbled = [(end.position, said) for said in here]
-        if len(here) >= STUMBLES:
-            self._stumbled.clear()
+        here = self._stumbled = [stumble for stumble in self._stumbled if stumble.position == end.position]
+        if len(here) >= STUMBLES and time.monotonic() - here[0].at >= STUMBLED_FOR_S:
+            self._stumbled = []
             raise SlotInvalidatedError(
-                f"cannot resume after {end.position}: {len(here)} times {here[-1]}; the server cannot decode its own"
-                " log from there on, a new slot and a dump of the tables mend it"
+                f"cannot resume after {end.position}: {len(here)} times {here[-1].said}; the server cannot decode its"
+                " own log from there on, a new slot and a dump of the tables mend it"
             )
 
     def _begin_anew(self, end: LogEnd, reason: str) -> None:
