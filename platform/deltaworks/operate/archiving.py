@@ -5,10 +5,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 
 import structlog
 
+from deltaworks.beside import beside
 from deltaworks.config import Config, LocalLogConfig
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.archive.manifest import Archived
@@ -45,14 +47,8 @@ def archiving(config: Config, source: str, *, every_s: float = EVERY_S) -> Itera
     if not isinstance(settings, LocalLogConfig) or settings.archive is None:
         yield
         return
-    stop = threading.Event()
-    thread = threading.Thread(target=_archive_until, args=(config, source, every_s, stop), name="archive")
-    thread.start()
-    try:
+    with beside(partial(_archive_until, config, source, every_s), name="archive"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _archive_until(config: Config, source: str, every_s: float, stop: threading.Event) -> None:

@@ -4,11 +4,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 
 import structlog
 
+from deltaworks.beside import beside
 from deltaworks.config import Config, LocalLogConfig
 from deltaworks.errors import DeltaworksError
 
@@ -28,14 +30,8 @@ def retiring(config: Config, source: str, *, every_s: float = EVERY_S) -> Iterat
     if not isinstance(settings, LocalLogConfig) or settings.is_kept_whole:
         yield
         return
-    stop = threading.Event()
-    thread = threading.Thread(target=_retire_until, args=(config, source, every_s, stop), name="retention")
-    thread.start()
-    try:
+    with beside(partial(_retire_until, config, source, every_s), name="retention"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _retire_until(config: Config, source: str, every_s: float, stop: threading.Event) -> None:

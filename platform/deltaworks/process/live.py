@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import structlog
 
+from deltaworks.beside import beside
 from deltaworks.process import metrics
 from deltaworks.process.app import App
 
@@ -115,9 +116,8 @@ def read_live(app_folder: Path) -> Live | None:
 def publishing(app: App, *, name: str, folder: Path) -> Iterator[None]:
     """Write the status every second, in a thread, while inside; a step that hangs does not stop it."""
     watch = Watch(app, name=name)
-    stop = threading.Event()
 
-    def publish() -> None:
+    def publish(stop: threading.Event) -> None:
         while True:
             try:
                 _write(folder / LIVE_FILE, watch.look())
@@ -128,13 +128,8 @@ def publishing(app: App, *, name: str, folder: Path) -> Iterator[None]:
                 return
 
     folder.mkdir(parents=True, exist_ok=True)
-    thread = threading.Thread(target=publish, name=f"live-{name}", daemon=True)
-    thread.start()
-    try:
+    with beside(publish, name=f"live-{name}", daemon=True):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Watch:
