@@ -21,7 +21,6 @@ Steps may be `def` or `async def`. A `filter` or `transform` should be quick; an
 
 import copy
 import inspect
-import random
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from deltaworks.process.arrow import sql_function
+from deltaworks.process.backoff import Backoff
 from deltaworks.process.breaker import Breaker
 from deltaworks.process.cache import Ttl
 from deltaworks.process.changed import Changed, changed
@@ -36,7 +36,10 @@ from deltaworks.process.check import AppError, check_app, check_steps, check_tab
 from deltaworks.process.declared import (
     MAKING,
     Aggregate,
+    ClientFactory,
     DedupStep,
+    EnrichStep,
+    OnChangeStep,
     ProjectStep,
     Step,
     TableStep,
@@ -93,65 +96,6 @@ ANY = _Any()
 
 WINDOW_KEY = "window_id"
 """The key of a window's document: the values of `by` and the window's start."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """How long a key waits after its n-th failed try: doubling from `first_s` up to `max_s`, with jitter.
-
-    `attempts`: after that many a key is a dead letter; for ever when left out.
-
-    >>> 0.2 <= Backoff(first_s=0.1, max_s=5.0).delay_s(3) <= 0.4
-    True
-    """
-
-    first_s: float = 0.2
-    max_s: float = 30.0
-    attempts: int | None = None
-
-    def delay_s(self, attempt: int) -> float:
-        """Seconds to wait after failed try `attempt`, counted from 1; half to whole of the full wait."""
-        full = min(self.max_s, self.first_s * 2.0 ** min(attempt - 1, 32))
-        return full * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, protects nothing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnrichStep(Step):
-    """An enrichment; see `App.enrich`."""
-
-    into: str
-    key: Callable[[Any], Any]
-    batch: int
-    concurrency: int
-    timeout_s: float
-    retry: Backoff
-    lookup: Table[Any] | None
-    rate_per_s: float | None
-    breaker: Breaker | None
-    cache: Ttl | None
-    partial: Partial
-    when: Changed | None
-    on_fail: DeadLetter
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnChangeStep(Step):
-    """A step that runs when a column of the entity changed; see `App.on_change`."""
-
-    column: str
-    to: Any
-    timeout_s: float
-    retry: Backoff
-    on_fail: DeadLetter
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientFactory:
-    """Opens a client from the app's settings; see `App.client`."""
-
-    name: str
-    open: Callable[[Mapping[str, Any]], Any]
-    place: str
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

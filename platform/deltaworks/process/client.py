@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from deltaworks.errors import TerminalError
-from deltaworks.process.app import App, ClientFactory
+from deltaworks.process.app import App
+from deltaworks.process.declared import ClientFactory
 
 
 class ClientNotOpenedError(TerminalError):

@@ -21,6 +21,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from deltaworks.process.backoff import Backoff
+from deltaworks.process.breaker import Breaker
+from deltaworks.process.cache import Ttl
+from deltaworks.process.changed import Changed
+from deltaworks.process.letters import DeadLetter
+from deltaworks.process.options import Partial
+from deltaworks.process.source import Table
+
 KEY = "_key"
 """In the tables of `arrow` and `sql` steps: the entity's key. What such a step returns must have it."""
 
@@ -194,3 +202,42 @@ def window_fault(
     if wrong or not aggregates:
         return f"give aggregates by name, e.g. sales=count(), got {', '.join(wrong) or 'none'}"
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrichStep(Step):
+    """An enrichment; see `App.enrich`."""
+
+    into: str
+    key: Callable[[Any], Any]
+    batch: int
+    concurrency: int
+    timeout_s: float
+    retry: Backoff
+    lookup: Table[Any] | None
+    rate_per_s: float | None
+    breaker: Breaker | None
+    cache: Ttl | None
+    partial: Partial
+    when: Changed | None
+    on_fail: DeadLetter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnChangeStep(Step):
+    """A step that runs when a column of the entity changed; see `App.on_change`."""
+
+    column: str
+    to: Any
+    timeout_s: float
+    retry: Backoff
+    on_fail: DeadLetter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFactory:
+    """Opens a client from the app's settings; see `App.client`."""
+
+    name: str
+    open: Callable[[Mapping[str, Any]], Any]
+    place: str

@@ -26,10 +26,10 @@ from typing import Any
 import structlog
 
 from deltaworks.process import metrics
-from deltaworks.process.app import EnrichStep
 from deltaworks.process.breaker import BreakerState, Circuit
 from deltaworks.process.cache import UNKNOWN, AnswerCache
 from deltaworks.process.clock import SYSTEM, Clock
+from deltaworks.process.declared import EnrichStep
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Key
 from deltaworks.process.limits import Gate, TokenBucket

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltaworks.process.app import App, EnrichStep
-from deltaworks.process.declared import DedupStep, ProjectStep, Step, WindowStep
+from deltaworks.process.app import App
+from deltaworks.process.declared import DedupStep, EnrichStep, ProjectStep, Step, WindowStep
 from deltaworks.process.direct import is_direct, is_vectorised
 
 

@@ -16,13 +16,14 @@ import pyarrow as pa
 
 from deltaworks import faults
 from deltaworks.process import metrics
-from deltaworks.process.app import App, Backoff, EnrichStep
+from deltaworks.process.app import App
 from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.backoff import Backoff
 from deltaworks.process.balance import LOST, StepBalance
 from deltaworks.process.changed import Kept, reusable
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.columns import DocumentBatch
-from deltaworks.process.declared import KEY, MAKING, ProjectStep, Step, TableStep
+from deltaworks.process.declared import KEY, MAKING, EnrichStep, ProjectStep, Step, TableStep
 from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key

@@ -28,7 +28,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
@@ -41,10 +40,11 @@ from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
 from deltaworks.process import lineage
 from deltaworks.process.answering import Answering
-from deltaworks.process.app import App, Backoff
+from deltaworks.process.app import App
+from deltaworks.process.backoff import Backoff
+from deltaworks.process.burying import Burying
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.counting import Counting
-from deltaworks.process.declared import Step
 from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.entities import ENTITIES_PER_CYCLE, Entities
 from deltaworks.process.fold import Key
@@ -61,7 +61,6 @@ from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Sink, SinkAwayError
 from deltaworks.process.sinking import Sinking
 from deltaworks.process.state import Checkpoint, Standing, State
-from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Stuck, change_in
 from deltaworks.process.telling import Telling
 from deltaworks.process.tuning import TUNING_FILE, Tuning
 from deltaworks.process.watchdog import Watchdog
@@ -73,9 +72,6 @@ POSITION_EVERY_S = 1.0
 """How often sinks hear of a new position when there is nothing to write."""
 _LONGEST_WAIT_S = 0.2
 _SINK_BACKOFF = Backoff(first_s=0.1, max_s=10.0)
-
-_HOLDERS: dict[CodeType, str] = {Pipeline._call_each.__code__: "entity", Telling._tell.__code__: "turn"}
-"""Where the change is that a step was called for."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the work done and the work known so far: changes to fold plus entities to process."""
@@ -159,7 +155,7 @@ class Runner:
         self._pause = pause
         self._sharing = sharing
         self._watchdog = Watchdog(name, [*app.steps, *app.reactions], end_after_s=step_limit_s)
-        self._pipeline.stuck = self._telling.stuck = Stuck.read(lineage_file.parent)
+        self._burying = Burying(name, folder=lineage_file.parent, state=state, pipeline=pipeline, telling=self._telling)
         self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
         self._lineage_file = lineage_file
         self._is_observed = False
@@ -380,24 +376,7 @@ class Runner:
 
         The change it is stuck on is kept, and is a dead letter in the next life.
         """
-        self._watchdog.give_up = self._end_process
-
-    def _end_process(self, frame: FrameType, step: Step, seconds: float) -> None:
-        change = change_in(frame, _HOLDERS)
-        if change is None:
-            # A call for many: none of them is known to be at fault, and the next life would come here again.
-            return
-        key, version = change
-        Stuck(
-            step=step.name,
-            place=f"{frame.f_code.co_filename}:{frame.f_lineno}",
-            seconds=seconds,
-            key=key,
-            position=version.position.value,
-            ordinal=version.ordinal,
-        ).write(self.folder)
-        logger.error("process ends, a step cannot be ended", app=self._name, step=step.name, place=step.place)
-        os._exit(EXIT_STUCK)
+        self._watchdog.give_up = self._burying.end_process
 
     def skip(self, sequence: int) -> None:
         """Take what the log has up to this group as known: rows are folded, but only what later groups touch leaves.
@@ -490,7 +469,7 @@ class Runner:
         else:
             self._entities.land_if_durable()
         told = self._telling.run(limit=ENTITIES_PER_CYCLE)
-        self._forget_stuck()
+        self._burying.forget()
         self._counting.tally.turns += told.taken
         if not waiting and not folded:
             self._flush_position(every_s=POSITION_EVERY_S)
@@ -504,13 +483,6 @@ class Runner:
         if self._sharing is not None:
             self._sharing.turn()
             self._sharing.confirm(every_s=CONFIRM_EVERY_S)
-
-    def _forget_stuck(self) -> None:
-        """Once its letter is written a retry has to try it."""
-        stuck = self._pipeline.stuck
-        if stuck is not None and any(letter.key == stuck.key for letter in self._state.dead(limit=1_000)):
-            (self.folder / STUCK_FILE).unlink(missing_ok=True)
-            self._pipeline.stuck = self._telling.stuck = None
 
     def _run_range(self, ranges: Ranges, up_to_sequence: int) -> bool:
         try:

@@ -10,7 +10,8 @@ import structlog
 
 from deltaworks import faults
 from deltaworks.process import metrics
-from deltaworks.process.app import App, OnChangeStep
+from deltaworks.process.app import App
+from deltaworks.process.declared import OnChangeStep
 from deltaworks.process.entity import Transition
 from deltaworks.process.pipeline import next_try_after
 from deltaworks.process.state import State

@@ -16,10 +16,10 @@ from typing import Any
 
 import structlog
 
+from deltaworks.beside import beside
 from deltaworks.process import metrics
-from deltaworks.process.app import EnrichStep
 from deltaworks.process.clock import SYSTEM, Clock
-from deltaworks.process.declared import Step
+from deltaworks.process.declared import EnrichStep, Step
 from deltaworks.process.stuck import Interrupter
 
 LIMIT_S = 10.0
@@ -67,21 +67,17 @@ class Watchdog:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the thread that is here until the block ends."""
-        stop = threading.Event()
         watched = threading.get_ident()
 
-        def watch() -> None:
+        def watch(stop: threading.Event) -> None:
             while not stop.wait(_LOOK_EVERY_S):
                 self.look(sys._current_frames().get(watched))
 
-        thread = threading.Thread(target=watch, name=f"watchdog-{self._app}", daemon=True)
         with self._interrupter.ready() as self._can_interrupt:
-            thread.start()
             try:
-                yield
+                with beside(watch, name=f"watchdog-{self._app}", daemon=True):
+                    yield
             finally:
-                stop.set()
-                thread.join()
                 self.look(None)
 
     def look(self, frame: FrameType | None) -> None:
