@@ -72,7 +72,8 @@ def test_damaged_message_stops_capture_keeps_the_position_and_is_saved(
     damage.instead_of, damage.put = CELL, put
     with pytest.raises(InvariantError, match=said) as caught:
         run(source, log)
-    assert damage.count == 1
+    # The server may also have sent it to the reader before, whose leave it had not noticed yet.
+    assert damage.count >= 1
     assert log.reader().end().position == before.position
     (saved,) = (tmp_path / "capture").iterdir()
     assert put in saved.read_bytes()
@@ -105,7 +106,8 @@ def test_damaged_frame_stops_capture_keeps_the_position_and_is_saved(
     damage.instead_of, damage.put = b"d\x00\x00\x00\x38w", put
     with pytest.raises(InvariantError, match=rf"{said}.*; its bytes are in .*message-"):
         run_drain(source, log)
-    assert damage.count == 1
+    # The server may also have sent it to the reader before, whose leave it had not noticed yet.
+    assert damage.count >= 1
     assert log.reader().end().position == before.position
     (saved,) = (tmp_path / "capture").iterdir()
     assert saved.stat().st_size > 0
