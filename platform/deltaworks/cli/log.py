@@ -63,7 +63,7 @@ def ls(
             f"{oldest.sequence:,} – {each.end.sequence:,}" if oldest else each.away or "none yet",
             f"{oldest.offset:,} – {each.end.offset:,}" if oldest else "",
             str(each.end.position) if oldest else "",
-            f"{usage.segments:,}, {usage.sealed:,} sealed" if usage else "",
+            _segments_text(usage) if usage else "",
             _size_text(usage) if usage else "",
             f"{second_text((now - oldest.appended_at).total_seconds())} ago" if oldest else "",
             f"process {each.writer}" if each.writer is not None else "",
@@ -256,6 +256,10 @@ def header_json(header: GroupHeader) -> dict[str, Any]:  # Any: JSON values
         "is_partial": header.is_partial,
         "is_proven": header.proof is not None,
     }
+
+
+def _segments_text(usage: LogUsage) -> str:
+    return f"{usage.segments:,}, {usage.sealed:,} sealed" if usage.sealed else f"{usage.segments:,}"
 
 
 def _size_text(usage: LogUsage) -> str:
