@@ -279,7 +279,10 @@ class _Run:
             "dump_failed_clear": self._is_refused,
             "caught_up": self._is_caught_up,
             "connector_failed": lambda: not self._is_alive(),
-            "repaired": lambda: self._is_alive() and self._is_equal(),
+            # Rows may be equal before the gap is even noticed, and deletes are owed after the last of them came.
+            "repaired": lambda: (
+                self._is_alive() and self._is_equal() and bool(self._reports().get("gap_repaired_by_dump"))
+            ),
             "new_active": lambda: self._holder() not in (None, self._killed_pid),
         }
         if text not in known:
