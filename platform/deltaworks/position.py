@@ -4,8 +4,9 @@ A *position* belongs to the source (PostgreSQL: LSN). A place in our change log 
 """
 
 import re
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from deltaworks.errors import TerminalError
 
@@ -16,8 +17,8 @@ class MalformedPositionError(TerminalError):
     """A text that should name a position does not."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Lsn:
+# A version is made for every change, in a sixth of the time that a frozen dataclass takes.
+class Lsn(msgspec.Struct, frozen=True, order=True, gc=False):
     """A byte position in PostgreSQL's WAL; ordered within one timeline only.
 
     >>> Lsn.parse("0/16B3748") < Lsn.parse("1/0")
@@ -45,8 +46,7 @@ START = Lsn(0)
 """Before everything: nothing has been captured yet."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Version:
+class Version(msgspec.Struct, frozen=True, order=True, gc=False):
     """The identity of a change in its source: commit position, then place in the transaction.
 
     One position can carry many rows, so the position alone identifies nothing. Sinks use it as

@@ -1,5 +1,6 @@
 """Steps that raise, return what they did not declare, wait for changes, or come from a dataclass."""
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,8 +16,10 @@ from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.memory import MemoryLog
+from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App, Backoff, Source
 from deltaworks.process.entity import Entity, Transition
+from deltaworks.process.pipeline import Pipeline
 from deltaworks.process.runner import Runner
 
 MakeConfig = Callable[..., Config]
@@ -63,6 +66,38 @@ def test_a_step_that_raises_makes_a_dead_letter_with_its_place_and_without_the_d
     assert (report.documents, report.dead, sink.bodies().keys()) == (1, 1, {2})
     assert letter.error.startswith(f"ValueError at {__file__}:")
     assert "secret" not in letter.error
+
+
+def test_a_step_that_raises_stop_iteration_ends_no_run(
+    app: App, feed: Feed, sink: TableSink, drain: Callable[..., Any]
+) -> None:
+    @app.filter
+    def listed(film: Entity[Film]) -> bool:
+        if film.key in (2, 5):
+            next(iter(()))
+        return film.key != 3
+
+    feed.commit(*(create(FILM, film_id=number, title="a", status="released") for number in range(1, 6)))
+    _, letters = drain()
+
+    assert sink.bodies().keys() == {1, 4}
+    assert [letter.key for letter in letters] == [2, 5]
+
+
+def test_an_entity_that_a_step_took_for_another_is_set_back(app: App) -> None:
+    @app.transform
+    def document(film: Entity[Film]) -> Film:
+        return film.after
+
+    def swap(work: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
+        return tuple([each[1], *each[1:]] for each in work)
+
+    now, version = datetime.now(UTC), Version(Lsn(1), 0)
+    films = [Entity(key, Film(title="a", status="released"), version, now, {}) for key in (1, 2, 3)]
+    faults.arm_handover("process.step", swap)
+    outcome = asyncio.run(Pipeline(app, name="films", clients={}).run_entities(films, gone=[]))
+
+    assert [(setback.key, setback.step) for setback in outcome.setbacks] == [(1, "document")]
 
 
 def test_a_document_that_is_not_as_declared_is_a_dead_letter(

@@ -268,7 +268,8 @@ def _plain(value: Any) -> Any:  # Any: whatever the fields of a status hold
         return value.isoformat()
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, Lsn):
+        return str(value)
     if isinstance(value, dict):
-        # `asdict` opens a position, too.
-        return str(Lsn(**value)) if set(value) == {"value"} else {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value

@@ -1,6 +1,9 @@
-"""The balance of a step: every entity that went in came out, became a document, or was set back."""
+"""The balance of a step: every entity that went in came out, became a document, or was set back.
 
-from collections.abc import Sequence
+Numbers are compared after every step, and keys once for the whole run.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltaworks.process.entity import Entity
@@ -13,22 +16,23 @@ LOST = "the entity left no trace in this step; it is processed again, and if tha
 """The fault of an entity that is in none of the three."""
 
 
-class StepBalance:
-    """Taken before a step, asked after it. What went missing is named, so that it is held and not lost."""
+class Balance:
+    """Taken before a step or a run, asked after it. What went missing is named, so that it is held and not lost."""
 
-    def __init__(self, keys: Sequence[Key], documents: int, setbacks: int) -> None:
-        self._keys = keys
-        self._documents = documents
-        self._setbacks = setbacks
+    def __init__(self, given: Sequence[Entity[Any]], outcome: "Outcome") -> None:
+        """What is about to be taken, and what is in the outcome already."""
+        self._given = given
+        self._documents = len(outcome.documents)
+        self._setbacks = len(outcome.setbacks)
 
-    @classmethod
-    def before(cls, entities: Sequence[Entity[Any]], outcome: "Outcome") -> "StepBalance":
-        """What a step is about to take, and what others have left already."""
-        return cls([entity.key for entity in entities], len(outcome.documents), len(outcome.setbacks))
+    def is_even(self, entities: Sequence[Entity[Any]], outcome: "Outcome") -> bool:
+        """Whether as many came out as went in: of one that is missing another would have had to come twice."""
+        documents, setbacks = len(outcome.documents) - self._documents, len(outcome.setbacks) - self._setbacks
+        return len(self._given) == len(entities) + documents + setbacks
 
-    def lost(self, entities: Sequence[Entity[Any]], outcome: "Outcome") -> list[Key]:
+    def lost(self, entities: Iterable[Entity[Any]], outcome: "Outcome") -> list[Key]:
         """The keys that went in and are nowhere now."""
         seen = {entity.key for entity in entities}
-        seen.update(document.key for document in outcome.documents[self._documents :])
-        seen.update(setback.key for setback in outcome.setbacks[self._setbacks :])
-        return [key for key in self._keys if key not in seen]
+        seen.update([document.key for document in outcome.documents[self._documents :]])
+        seen.update([setback.key for setback in outcome.setbacks[self._setbacks :]])
+        return [key for entity in self._given if (key := entity.key) not in seen]

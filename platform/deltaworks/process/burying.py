@@ -9,10 +9,14 @@ import structlog
 from deltaworks.process.declared import Step
 from deltaworks.process.pipeline import Pipeline
 from deltaworks.process.state import State
-from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Stuck, change_in
+from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Holder, Stuck, change_in
 from deltaworks.process.telling import Telling
 
-_HOLDERS: dict[CodeType, str] = {Pipeline._call_each.__code__: "entity", Telling._tell.__code__: "turn"}
+_HOLDERS: dict[CodeType, Holder] = {
+    Pipeline._call_each.__code__: lambda names: names.get("entity"),
+    Pipeline._answers.__code__: lambda names: names["entities"][len(names["answers"])],
+    Telling._tell.__code__: lambda names: names.get("turn"),
+}
 """Where the change is that a step was called for."""
 
 logger = structlog.get_logger(__name__)

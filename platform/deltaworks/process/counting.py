@@ -35,12 +35,13 @@ class Counting:
         """Count what was made of entities, once it is settled."""
         tally = self.tally
         tally.entities += entity_count
-        tally.documents += outcome.made
-        tally.removed += outcome.removed
+        made, removed = outcome.counts()
+        tally.documents += made
+        tally.removed += removed
         tally.filtered += outcome.filtered
         tally.enriched += outcome.enriched
         tally.retried += sum(setback.next_try is not None for setback in outcome.setbacks)
-        metrics.DOCUMENTS.labels(self._name).inc(outcome.made + outcome.removed)
+        metrics.DOCUMENTS.labels(self._name).inc(made + removed)
         # One line for each fault, not for each entity: a service that is down sets back thousands.
         faulty = Counter((item.step, item.error, item.next_try is None) for item in outcome.setbacks)
         for (step, error, is_dead), count in faulty.items():

@@ -18,7 +18,9 @@ again from its start, before it writes anything more.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, compress, repeat
+from operator import not_
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,8 @@ WIDE_BYTES = 500
 
 StoredRows = Callable[[Sequence[Key]], Mapping[Key, Row]]
 """The rows of these keys that the state has."""
+
+_T = TypeVar("_T")
 
 _META = ("_op", "_commit", "_ordinal", "_committed_at", AS_TEXT.name)
 
@@ -165,35 +169,29 @@ class Reducer:
 
     def entities(self, rows: pa.Table) -> tuple[list[Entity[Any]], list[Document]]:
         """The entities that are there, and tombstones of those that are gone."""
+        keys = rows.column(KEY).to_pylist()
+        versions = list(map(Version, _once_each(rows.column("_commit"), Lsn), rows.column("_ordinal").to_pylist()))
+        committed_at = _once_each(rows.column("_committed_at").cast(pa.int64()), moment)
         texts = texts_by_column(rows.select([AS_TEXT.name]).combine_chunks())
         columns = [given_values(rows.column(item.name), item.type, texts.get(item.name)) for item in self._table.fields]
-        made = records(self._app.entity.schema, columns)
-        meta = zip(
-            rows.column(KEY).to_pylist(),
-            rows.column("_op").to_pylist(),
-            rows.column("_commit").to_pylist(),
-            rows.column("_ordinal").to_pylist(),
-            rows.column("_committed_at").cast(pa.int64()).to_pylist(),
-            made,
-            strict=True,
+        # By place: a call by name takes half as long again.
+        entities = list(
+            map(
+                Entity,
+                keys,
+                records(self._app.entity.schema, columns),
+                versions,
+                committed_at,
+                repeat(_NO_ROWS),
+                repeat(_NOTHING),
+            )
         )
-        entities: list[Entity[Any]] = []
-        gone: list[Document] = []
-        known, position, known_at, committed_at = -1, Lsn(0), -1, moment(0)
-        for key, op, commit, ordinal, at, after in meta:
-            # Changes of one commit stand together, so most of them share what is made once.
-            if commit != known:
-                known, position = commit, Lsn(commit)
-            if at != known_at:
-                known_at, committed_at = at, moment(at)
-            version = Version(position, ordinal)
-            if op == DELETE:
-                gone.append(Document(key=key, version=version, committed_at=committed_at, body=None))
-            else:
-                entities.append(
-                    Entity(key=key, after=after, version=version, committed_at=committed_at, related=_NO_ROWS)
-                )
-        return entities, gone
+        is_gone = pc.equal(rows.column("_op"), DELETE)
+        if not pc.any(is_gone).as_py():
+            return entities, []
+        gone = is_gone.to_pylist()
+        tombstones = [Document(each.key, each.version, each.committed_at, None) for each in compress(entities, gone)]
+        return list(compress(entities, map(not_, gone))), tombstones
 
     def table(self, rows: pa.Table) -> pa.Table:
         """The table that an `arrow` step is given: `_key` and the declared columns in their declared types."""
@@ -251,7 +249,19 @@ def document_batch(rows: pa.Table, made: pa.Table) -> DocumentBatch:
     return DocumentBatch(meta=meta.take(places), bodies=made.drop_columns([KEY]), gone=meta.filter(pc.invert(is_made)))
 
 
-_NO_ROWS: dict[str, Sequence[Any]] = {}
+_NO_ROWS: Mapping[str, Sequence[Any]] = {}
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _once_each(column: pa.ChunkedArray, make: Callable[[int], _T]) -> list[_T]:
+    """What is made of each value of a column; neighbours that are equal share it, as the changes of a commit do."""
+    values = column.to_numpy()
+    begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])
+    made = map(make, values[begins].tolist())
+    if len(begins) == len(values):
+        return list(made)
+    counts = np.diff(np.append(begins, len(values))).tolist()
+    return list(chain.from_iterable(map(repeat, made, counts)))
 
 
 def _last_of_each(keys: pa.Array) -> "np.ndarray[Any, Any]":

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar, overload
 
+import msgspec
+
 from deltaworks.position import Version
 from deltaworks.process.source import Table
 
@@ -17,9 +19,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-# Not frozen, because a frozen one takes four times as long to make, and one is made for every change.
-@dataclass(slots=True, kw_only=True)
-class Entity(Generic[R]):
+# One is made for every change, in a seventh of the time that a dataclass takes; nobody changes one.
+class Entity(msgspec.Struct, Generic[R], gc=False):
     """One entity as the steps of an app see it; an entity whose row is gone has no steps.
 
     `after` is its row, of the declared schema. `version` and `committed_at` are those of the newest
@@ -28,11 +29,15 @@ class Entity(Generic[R]):
     """
 
     key: Any  # Any: the key column is an int or a text
-    after: R = field(repr=False)
+    after: R
     version: Version
     committed_at: datetime
-    related: Mapping[str, Sequence[Any]] = field(repr=False)  # Any: rows of each table's own schema
-    enriched: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: what a service answers
+    related: Mapping[str, Sequence[Any]]  # Any: rows of each table's own schema
+    enriched: Mapping[str, Any] = {}  # Any: what a service answers
+
+    def __repr__(self) -> str:
+        # Rows are nobody's business in a log.
+        return f"Entity(key={self.key!r}, version={self.version!r}, committed_at={self.committed_at!r})"
 
     @overload
     def rows(self, table: Table[T]) -> Sequence[T]: ...

@@ -18,10 +18,11 @@ import datetime
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from deltaworks.process.app import App
 from deltaworks.process.arrow import compute, table_of, table_of_documents
@@ -111,12 +112,15 @@ def _row(step: TableStep, value: Any, app: App, clients: Mapping[str, Any]) -> M
 def _changed(app: App, entity: Entity[Any]) -> Iterator[tuple[set[tuple[str, str]], Entity[Any]]]:
     """Each column with the entity as it would be if that column had another value."""
     for column, value in _values(entity.after):
-        yield {(app.entity.name.short, column)}, replace(entity, after=_with(entity.after, column, value))
+        yield (
+            {(app.entity.name.short, column)},
+            msgspec.structs.replace(entity, after=_with(entity.after, column, value)),
+        )
     for name, rows in entity.related.items():
         for index, row in enumerate(rows):
             for column, value in _values(row):
                 others = [*rows[:index], _with(row, column, value), *rows[index + 1 :]]
-                yield {(name, column)}, replace(entity, related={**entity.related, name: others})
+                yield {(name, column)}, msgspec.structs.replace(entity, related={**entity.related, name: others})
     for step in app.enrichments:
         if step.lookup is not None and step.into in entity.enriched:
             yield from _changed_answer(step.into, step.lookup, entity)
@@ -135,7 +139,7 @@ def _changed_answer(
         columns = (
             {(table, field_name)} if not declared or field_name in declared else {(table, each) for each in declared}
         )
-        yield columns, replace(entity, enriched={**entity.enriched, into: changed})
+        yield columns, msgspec.structs.replace(entity, enriched={**entity.enriched, into: changed})
 
 
 def _values(row: Any) -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,12 @@ Knows no log, no state and no sink, so the same code runs live, over a dump, and
 import typing
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import compress
+from operator import not_
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from deltaworks import faults
@@ -19,7 +22,7 @@ from deltaworks.process import metrics
 from deltaworks.process.app import App
 from deltaworks.process.arrow import compute, table_of, table_of_documents
 from deltaworks.process.backoff import Backoff
-from deltaworks.process.balance import LOST, StepBalance
+from deltaworks.process.balance import LOST, Balance
 from deltaworks.process.changed import Kept, reusable
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.columns import DocumentBatch
@@ -62,23 +65,26 @@ class Outcome:
     refused_in_batch: int = 0
 
     @property
-    def made(self) -> int:
-        """How many documents there are."""
-        in_batch = 0 if self.batch is None else self.batch.meta.num_rows
-        return in_batch - self.refused_in_batch + sum(document.body is not None for document in self.documents)
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self.documents and not self.batch
 
-    @property
-    def removed(self) -> int:
-        """How many entities are gone or filtered out."""
-        in_batch = 0 if self.batch is None else self.batch.gone.num_rows
-        return in_batch + sum(document.body is None for document in self.documents)
+    def counts(self) -> tuple[int, int]:
+        """How many documents there are, and how many entities are gone or filtered out."""
+        gone = [document.body for document in self.documents].count(None)
+        made = len(self.documents) - gone
+        if self.batch is None:
+            return made, gone
+        return made + self.batch.meta.num_rows - self.refused_in_batch, gone + self.batch.gone.num_rows
 
     def documents_for(self, sink: str) -> list[Document]:
         """The documents as this sink gets them: one that is for others only is gone here."""
         if not self.routes:
             return self.documents
         return [
-            each if each.body is None or sink in self.routes.get(each.key, (sink,)) else replace(each, body=None)
+            each
+            if each.body is None or sink in self.routes.get(each.key, (sink,))
+            else msgspec.structs.replace(each, body=None)
             for each in self.documents
         ]
 
@@ -105,6 +111,7 @@ class Pipeline:
         self._name = name
         self._clients = clients
         self._faults = {id(step): _document_checker(step) for step in app.making}
+        self._are_records = {step: check is not _mapping_fault for step, check in self._faults.items()}
         self._sinks = frozenset(sink.name for sink in app.sinks)
         self._clock = clock
         self._places = {step.name: step.place for step in app.steps}
@@ -151,26 +158,32 @@ class Pipeline:
             places=self._places,
             outcome=Outcome(documents=gone),
         )
+        whole = Balance(entities, run.outcome)
         # Before the first step that makes a document, an entity stands for itself.
-        values: list[Any] = list(entities)
+        values: list[Any] = entities
         is_made = False
         for step in self._app.steps:
             makes_first = not is_made and not isinstance(step, EnrichStep) and step.kind in MAKING
-            given = entities
-            balance = StepBalance.before(entities, run.outcome)
+            given, balance = entities, Balance(entities, run.outcome)
             with metrics.STEP_SECONDS.labels(self._name, step.name).time():
                 entities, values = faults.hand_over("process.step", await self._take(step, entities, values, run))
             if makes_first:
                 is_made = True
                 self.sample(given, run.outcome)
-            for key in balance.lost(entities, run.outcome):
-                metrics.LOST.labels(self._name, step.name).inc()
-                run.set_back(key, StepFault(step=step.name, error=LOST, may_pass=True))
+            if not balance.is_even(entities, run.outcome):
+                self._hold(balance.lost(entities, run.outcome), step, run)
         if not is_made:
             self.samples.extend(entities)
             values = [entity.after for entity in entities]
-        run.outcome.documents += map(_document, entities, values)
+        run.outcome.documents += _documents(entities, values)
+        if self._app.steps:
+            self._hold(whole.lost((), run.outcome), self._app.steps[-1], run)
         return run.outcome
+
+    def _hold(self, lost: Sequence[Key], step: Step, run: "_Run") -> None:
+        for key in lost:
+            metrics.LOST.labels(self._name, step.name).inc()
+            run.set_back(key, StepFault(step=step.name, error=LOST, may_pass=True))
 
     def sample(self, given: Sequence[Entity[Any]], outcome: Outcome) -> None:
         """Keep the last of those that a step makes documents of, but for those it failed on: it would again."""
@@ -219,7 +232,7 @@ class Pipeline:
     ) -> "_Work":
         if isinstance(step, EnrichStep):
             entities = await self._enrich(step, entities, run)
-            return entities, list(entities)
+            return entities, entities
         if isinstance(step, TableStep):
             return self._compute(step, entities, values, run)
         if step.kind == "filter":
@@ -231,21 +244,17 @@ class Pipeline:
         return entities, values
 
     async def _filter(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
-        kept, kept_values = [], []
         before = len(run.outcome.setbacks)
-        dropped = 0
         answers = await self._call_each(step, entities, values, run)
-        for entity, value, is_kept in zip(entities, values, answers, strict=True):
-            if is_kept is _FAILED:
-                continue
-            if is_kept:
-                kept.append(entity)
-                kept_values.append(value)
-            else:
-                dropped += 1
-                run.outcome.documents.append(_gone(entity))
-        run.outcome.filtered += dropped
-        self._count(step, taken=len(entities), out=len(kept), filtered=dropped, setbacks=run.outcome.setbacks[before:])
+        setbacks = run.outcome.setbacks[before:]
+        if setbacks:
+            entities, values, answers = _answered(entities, values, answers)
+        kept = list(compress(entities, answers))
+        kept_values = kept if values is entities else list(compress(values, answers))
+        dropped = list(compress(entities, map(not_, answers)))
+        run.outcome.documents += [Document(each.key, each.version, each.committed_at, None) for each in dropped]
+        run.outcome.filtered += len(dropped)
+        self._count(step, taken=len(answers) + len(setbacks), out=len(kept), filtered=len(dropped), setbacks=setbacks)
         return kept, kept_values
 
     async def _enrich(self, step: EnrichStep, entities: list[Entity[Any]], run: "_Run") -> list[Entity[Any]]:
@@ -272,21 +281,26 @@ class Pipeline:
         return done
 
     async def _make(self, step: Step, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
-        before = len(run.outcome.setbacks)
-        check = self._faults[id(step)]
-        kept, bodies = [], []
-        for entity, body in zip(entities, await self._call_each(step, entities, values, run), strict=True):
-            if body is _FAILED:
-                continue
-            fault = check(body)
+        before, taken = len(run.outcome.setbacks), len(entities)
+        bodies = await self._call_each(step, entities, values, run)
+        if len(run.outcome.setbacks) > before:
+            entities, _, bodies = _answered(entities, values, bodies)
+        if self._are_records[id(step)] or any(kind is not dict for kind in set(map(type, bodies))):
+            entities, bodies = self._checked(step, entities, bodies, run)
+        self._count(step, taken=taken, out=len(entities), setbacks=run.outcome.setbacks[before:])
+        return entities, bodies
+
+    def _checked(self, step: Step, entities: list[Entity[Any]], bodies: list[Any], run: "_Run") -> "_Work":
+        """Those whose document is as the step declares it; the others are set back."""
+        faults = list(map(self._faults[id(step)], bodies))
+        if faults.count(None) == len(faults):
+            return entities, bodies
+        for entity, fault in zip(entities, faults, strict=True):
             if fault is not None:
                 text = f"returned a document that is not as declared, {fault} ({step.place})"
                 run.set_back(entity.key, StepFault(step=step.name, error=text, may_pass=False))
-                continue
-            kept.append(entity)
-            bodies.append(body)
-        self._count(step, taken=len(entities), out=len(kept), setbacks=run.outcome.setbacks[before:])
-        return kept, bodies
+        is_good = [fault is None for fault in faults]
+        return list(compress(entities, is_good)), list(compress(bodies, is_good))
 
     def _compute(self, step: TableStep, entities: list[Entity[Any]], values: list[Any], run: "_Run") -> "_Work":
         if not entities:
@@ -330,19 +344,34 @@ class Pipeline:
         self, step: Step, entities: Sequence[Entity[Any]], values: Sequence[Any], run: "_Run"
     ) -> list[Any]:
         """What the step says of each value, `_FAILED` where it raised."""
-        answers: list[Any] = []
-        function = step.function
         is_plain = not (step.is_async or step.clients)
-        stuck = self.stuck if self.stuck is not None and self.stuck.step == step.name else None
+        if is_plain and (self.stuck is None or self.stuck.step != step.name):
+            return self._answers(step, entities, values, run)
+        answers: list[Any] = []
         for entity, value in zip(entities, values, strict=True):
-            if stuck is not None and stuck.is_of(step.name, entity.key, entity.version):
-                run.set_back(entity.key, StepFault(step=step.name, error=stuck.error, may_pass=False))
+            if self.stuck is not None and self.stuck.is_of(step.name, entity.key, entity.version):
+                run.set_back(entity.key, StepFault(step=step.name, error=self.stuck.error, may_pass=False))
                 answers.append(_FAILED)
                 continue
             try:
-                answers.append(function(value) if is_plain else await call(step, value, self._clients))
+                answers.append(await call(step, value, self._clients))
             except STEP_ERRORS as error:
                 run.set_back(entity.key, fault_of(step, error))
+                answers.append(_FAILED)
+        return answers
+
+    def _answers(self, step: Step, entities: Sequence[Entity[Any]], values: Sequence[Any], run: "_Run") -> list[Any]:
+        """The same of a plain function, as fast as Python calls one."""
+        answers: list[Any] = []
+        calls = map(step.function, values)
+        while len(answers) < len(values):
+            try:
+                # Keeps what it has when a call raises, and goes on behind that one.
+                answers.extend(calls)
+                if len(answers) < len(values):
+                    raise RuntimeError("the step raised StopIteration, which ends whoever calls it in a row")
+            except STEP_ERRORS as error:
+                run.set_back(entities[len(answers)].key, fault_of(step, error))
                 answers.append(_FAILED)
         return answers
 
@@ -426,8 +455,19 @@ def _gone(item: Waiting | Entity[Any]) -> Document:
     return Document(key=item.key, version=item.version, committed_at=item.committed_at, body=None)
 
 
-def _document(entity: Entity[Any], body: Any) -> Document:
-    return Document(key=entity.key, version=entity.version, committed_at=entity.committed_at, body=to_mapping(body))
+def _documents(entities: Sequence[Entity[Any]], bodies: Sequence[Any]) -> list[Document]:
+    return [
+        Document(entity.key, entity.version, entity.committed_at, body if type(body) is dict else to_mapping(body))
+        for entity, body in zip(entities, bodies, strict=True)
+    ]
+
+
+def _answered(
+    entities: Sequence[Entity[Any]], values: Sequence[Any], answers: Sequence[Any]
+) -> tuple[list[Entity[Any]], list[Any], list[Any]]:
+    """Without those whose step raised."""
+    has = [answer is not _FAILED for answer in answers]
+    return list(compress(entities, has)), list(compress(values, has)), list(compress(answers, has))
 
 
 def _document_checker(step: Step) -> Callable[[Any], str | None]:

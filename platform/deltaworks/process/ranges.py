@@ -32,8 +32,8 @@ from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink
 from deltaworks.process.state import Checkpoint, Standing, State
 
-CHANGES_PER_RANGE = 65_536
-"""What becomes Python objects at once: some tens of megabytes."""
+CHANGES_PER_RANGE = 32_768
+"""What becomes Python objects at once: few enough for the caches of a processor."""
 CHANGES_PER_TABLE = 262_144
 """What stays in columns at once."""
 _LAGS_PER_RANGE = 1_000
@@ -129,7 +129,7 @@ class Ranges:
             with _no_collection():
                 ranged = self._row_range(reduced, held)
         ranged.checkpoint, ranged.change_count = done, change_count
-        if ranged.outcome.made or ranged.outcome.removed:
+        if not ranged.outcome.is_empty:
             for name, refused in self._flush(last.position):
                 ranged.outcome.refuse(name, refused, {})
             ranged.checkpoint = replace(done, reached=last.position)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from itertools import repeat
+from functools import lru_cache
 from typing import Any, Literal, Union
 
 import pyarrow as pa
@@ -111,8 +111,17 @@ def records(declared: Any, columns: Sequence[Sequence[Any]]) -> Iterable[Any]:  
     """Records of the declared type out of its columns, in the order of its fields."""
     if not typing.is_typeddict(declared):
         return map(builder(declared), *columns)
-    names = tuple(typing.get_type_hints(declared))
-    return map(dict, map(zip, repeat(names), zip(*columns, strict=True)))
+    return _dicts(tuple(typing.get_type_hints(declared)))(zip(*columns, strict=True))
+
+
+@lru_cache
+def _dicts(names: tuple[str, ...]) -> Callable[[Iterable[tuple[Any, ...]]], list[dict[str, Any]]]:
+    """What makes dicts with these keys of rows of values: compiled, as that takes half the time of `dict(zip(…))`."""
+    places = [f"_{place}" for place in range(len(names))]
+    items = ", ".join(f"{name!r}: {place}" for name, place in zip(names, places, strict=True))
+    build: Callable[[Iterable[tuple[Any, ...]]], list[dict[str, Any]]]
+    build = eval(f"lambda rows: [{{{items}}} for {', '.join(places)}, in rows]", {})  # noqa: S307 - names are quoted
+    return build
 
 
 def show(declared: Any) -> str:  # Any: any declared type may be shown

@@ -10,18 +10,19 @@ sink cannot promise it says in its `Capabilities`, which are asked instead of it
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
+
+import msgspec
 
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
 from deltaworks.position import Lsn, Version
 
 
-# Not frozen, because a frozen one takes four times as long to make, and one is made for every change.
-@dataclass(slots=True, kw_only=True)
-class Document:
+# One is made for every change, in a seventh of the time that a dataclass takes; nobody changes one.
+class Document(msgspec.Struct, gc=False):
     """One entity as an app leaves it; `body` is `None` where the entity is gone or filtered out.
 
     `version` is that of the newest change that went into it; `committed_at` that change's commit time.
@@ -30,7 +31,12 @@ class Document:
     key: Any
     version: Version
     committed_at: datetime
-    body: Mapping[str, Any] | None = field(repr=False)
+    body: Mapping[str, Any] | None
+
+    def __repr__(self) -> str:
+        # Bodies are nobody's business in a log.
+        kind = "gone" if self.body is None else "there"
+        return f"Document(key={self.key!r}, version={self.version!r}, committed_at={self.committed_at!r}, {kind})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

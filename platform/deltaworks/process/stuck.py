@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from typing import Any, Self
 from deltaworks.position import Version
 from deltaworks.process.fold import Key
 
+Holder = Callable[[Mapping[str, Any]], Any]
+"""From the variables of a caller to the entity or turn that it calls a step for; `None` before there is any."""
 STUCK_FILE = "stuck.json"
 """In the folder of the app."""
 EXIT_STUCK = 75
@@ -117,11 +119,11 @@ class Interrupter:
             raise StepStuckError
 
 
-def change_in(frame: FrameType | None, holders: dict[CodeType, str]) -> tuple[Key, Version] | None:
-    """The change that a step's frame was called for: `holders` has which variable of which caller holds it."""
+def change_in(frame: FrameType | None, holders: Mapping[CodeType, Holder]) -> tuple[Key, Version] | None:
+    """The change that a step's frame was called for: `holders` has how to find it among a caller's variables."""
     while frame is not None and frame.f_code not in holders:
         frame = frame.f_back
     if frame is None:
         return None
-    held: Any = frame.f_locals.get(holders[frame.f_code])  # Any: an entity or a turn
+    held = holders[frame.f_code](frame.f_locals)
     return (held.entity if hasattr(held, "entity") else held.key, held.version) if held is not None else None

@@ -214,8 +214,8 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, dict):  # `asdict` opens a position, too
-        return str(Lsn(**value))
+    if isinstance(value, Lsn):
+        return str(value)
     return value.isoformat() if isinstance(value, datetime) else value
 
 
