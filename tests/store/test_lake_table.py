@@ -13,7 +13,7 @@ from deltaworks.log.local import LocalLogReader
 from deltaworks.position import Lsn, Version
 from deltaworks.process.shape import ShapeError
 from deltaworks.process.sink import Document
-from deltaworks.store.lake_table import DocumentShapeError, LakeTable
+from deltaworks.store.lake_table import DocumentShapeError, LakeTable, LakeTableWriter, SameTableError
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -152,6 +152,54 @@ def test_a_value_of_another_type_is_refused_by_its_column_and_the_others_are_tak
     assert "secret" not in refusal.reason
     assert [[row["film_id"] for row in group] for group in rows(config)] == [[2]]
     writer.close()
+
+
+class Score(TypedDict):
+    film_id: int
+    score: int
+
+
+def two_tables(config: Config) -> tuple[LakeTableWriter, LakeTableWriter]:
+    first = LakeTable("films", schema=Film).open(app="films", key="film_id", config=config)
+    return first, LakeTable("scores", schema=Score).open_beside(first, key="film_id")
+
+
+def test_tables_of_one_app_move_together_in_one_group(config: Config) -> None:
+    films, scores = two_tables(config)
+    films.write([document(1, (20, 0), film(1))])
+    scores.write([document(1, (20, 0), {"film_id": 1, "score": 9}), document(2, (20, 1), {"film_id": 2, "score": "a"})])
+
+    assert films.flush(up_to=Lsn(20)) == []
+    [refusal] = scores.flush(up_to=Lsn(20))
+
+    assert (refusal.key, scores.flush(up_to=Lsn(20))) == (2, [])
+    [group] = LocalLogReader(config.log_folder("films")).read(after_sequence=-1)
+    assert {batch.schema.name.short: len(batch) for batch in group.batches} == {"films": 1, "scores": 1}
+    films.close()
+    scores.close()
+    # The log is let go with the last of them.
+    LakeTable("films", schema=Film).open(app="films", key="film_id", config=config).close()
+
+
+def test_a_refusal_that_nobody_heard_is_forgotten_when_the_document_comes_again(config: Config) -> None:
+    films, scores = two_tables(config)
+    scores.write([document(2, (20, 1), {"film_id": 2, "score": "a"})])
+    films.flush(up_to=Lsn(20))
+    scores.write([document(2, (30, 0), {"film_id": 2, "score": 8})])
+    films.flush(up_to=Lsn(30))
+
+    assert scores.flush(up_to=Lsn(30)) == []
+    assert [row["score"] for group in rows(config) for row in group] == [8]
+    films.close()
+    scores.close()
+
+
+def test_two_sinks_that_are_one_table_of_the_lake_are_refused(config: Config) -> None:
+    first = LakeTable("films", schema=Film).open(app="films", key="film_id", config=config)
+
+    with pytest.raises(SameTableError, match="'films': two sinks of the app"):
+        LakeTable("public.films", schema=Score).open_beside(first, key="film_id")
+    first.close()
 
 
 def test_a_second_writer_is_refused(config: Config) -> None:

@@ -59,7 +59,7 @@ from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.schemas import Schemas
 from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Sink, SinkAwayError
-from deltaworks.process.sinking import Sinking
+from deltaworks.process.sinking import Sinking, open_sinks
 from deltaworks.process.state import Checkpoint, Standing, State
 from deltaworks.process.telling import Telling
 from deltaworks.process.tuning import TUNING_FILE, Tuning
@@ -212,11 +212,7 @@ class Runner:
             resources.callback(os.close, lock)
             state = State.open(folder / STATE_FILE, app, shares=shares)
             resources.callback(state.close)
-            sinks = []
-            for spec in app.sinks:
-                sink = spec.open(app=name, key=app.document_key, config=config)
-                resources.callback(sink.close)
-                sinks.append(sink)
+            sinks = open_sinks(app, name=name, config=config, resources=resources)
             loop = resources.enter_context(asyncio.Runner())
             closing = AsyncExitStack()
             resources.callback(lambda: loop.run(closing.aclose()))

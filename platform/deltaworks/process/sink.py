@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -154,6 +154,20 @@ class SinkSpec(Protocol):
         Raises:
             RetryableError: the server is not there now.
             TerminalError: another writer has it, or what is there cannot take these documents.
+        """
+
+
+@runtime_checkable
+class BesideSpec(Protocol):
+    """A spec whose sinks of one kind in one app share what can be taken once only, such as a log's writer."""
+
+    def open_beside(self, first: Sink, *, key: str) -> Sink:
+        """Open with what the app's `first` sink of this kind has taken; it is let go with the last of them.
+
+        A flush of one of them may make durable what was written to the others too.
+
+        Raises:
+            TerminalError: they cannot share it.
         """
 
 

@@ -2,12 +2,33 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from deltaworks import faults
+from deltaworks.config import Config
 from deltaworks.position import Lsn
 from deltaworks.process.app import App
 from deltaworks.process.pipeline import Outcome
-from deltaworks.process.sink import Refusal, Sink
+from deltaworks.process.sink import BesideSpec, Refusal, Sink
+
+
+def open_sinks(app: App, *, name: str, config: Config, resources: ExitStack) -> list[Sink]:
+    """Open every sink of the app `name`, in their order; they close with the stack.
+
+    Raises:
+        RetryableError: a server is not there now.
+        TerminalError: a sink's store cannot be used.
+    """
+    sinks: list[Sink] = []
+    for spec in app.sinks:
+        first = next((sink for sink, other in zip(sinks, app.sinks, strict=False) if type(other) is type(spec)), None)
+        if first is not None and isinstance(spec, BesideSpec):
+            sink = spec.open_beside(first, key=app.document_key)
+        else:
+            sink = spec.open(app=name, key=app.document_key, config=config)
+        resources.callback(sink.close)
+        sinks.append(sink)
+    return sinks
 
 
 class Sinking:

@@ -2,6 +2,9 @@
 
     documents ──► write ──► flush: one group in log/<app> ──► load ──► lake.<app>.<table>
 
+Several tables of one app share its log, and a flush of any of them brings what waits in all of them into one group:
+a load has what came of a change in every table or in none.
+
 So a document is in the lake the same way as a row of a source: one durable log, one loader, one commit
 with the position in it. The log may hold an older version of a document behind a newer one (a key
 that waited, a document written again after a crash); the loader's rule "per key the largest identity wins" is
@@ -24,7 +27,7 @@ from deltaworks.log.registry import open_writer
 from deltaworks.position import Lsn
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.shape import arrow_type, fields_of
-from deltaworks.process.sink import Capabilities, Document, Refusal, SinkReader
+from deltaworks.process.sink import Capabilities, Document, Refusal, Sink, SinkReader
 from deltaworks.schema import Column, TableName, TableSchema
 from deltaworks.store.lake_columns import change_rows, newest_in_order
 
@@ -33,12 +36,16 @@ class DocumentShapeError(TerminalError):
     """A document does not have the shape that its lake table was declared with."""
 
 
+class SameTableError(TerminalError):
+    """Two sinks of an app would write the same table of the lake."""
+
+
 @dataclass(frozen=True, slots=True)
 class LakeTable:
     """A table of the lake as an app declares it; a `SinkSpec`.
 
     `schema` is the documents' `TypedDict` or dataclass, or a mapping from column to Python or Arrow type.
-    The key column must be in it. Lists and nested types become lists and structs.
+    The key column must be in it. Lists and nested types become lists and structs. An app may have several.
 
     >>> LakeTable("film", schema={"film_id": int, "genres": list[str]}).table_schema("film_id").column("genres").type
     ListType(list<item: string>)
@@ -86,7 +93,17 @@ class LakeTable:
             DocumentShapeError: the key is not a column.
         """
         schema = self.table_schema(key)
-        return LakeTableWriter(schema, open_writer(config, app))
+        return LakeTableWriter(schema, AppLog(open_writer(config, app)))
+
+    def open_beside(self, first: Sink, *, key: str) -> "LakeTableWriter":
+        """Join the app's first lake table in its log; see `BesideSpec`.
+
+        Raises:
+            SameTableError: another sink of the app writes the same table of the lake.
+            DocumentShapeError: the key is not a column.
+        """
+        assert isinstance(first, LakeTableWriter)  # noqa: S101 - the contract of `BesideSpec`
+        return LakeTableWriter(self.table_schema(key), first.log)
 
     def open_reader(self, *, app: str, key: str, config: Config) -> SinkReader:
         """Read back what the lake holds, and what the app's log holds beyond it."""
@@ -96,16 +113,64 @@ class LakeTable:
         return LakeBackReader(self.table_schema(key), app=app, config=config)
 
 
+class AppLog:
+    """The log of one app and the lake tables that share it; closed with the last of them. Serves one thread."""
+
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
+        self._tables: list[LakeTableWriter] = []
+
+    def join(self, table: "LakeTableWriter") -> None:
+        """Take a table in.
+
+        Raises:
+            SameTableError: it is there already.
+        """
+        if table.name in [other.name for other in self._tables]:
+            raise SameTableError(
+                f"cannot write lake table {table.name!r}: two sinks of the app are that table of the lake; "
+                "all its tables are in one schema; rename one"
+            )
+        self._tables.append(table)
+
+    def leave(self, table: "LakeTableWriter") -> None:
+        """Let a table go; a second call does nothing."""
+        if table in self._tables:
+            self._tables.remove(table)
+            if not self._tables:
+                self._log.close()
+
+    def flush(self, *, up_to: Lsn) -> None:
+        """Append what waits in every table as one group, durable when this returns.
+
+        Raises:
+            LogFullError: no space; the next flush tries the same documents again.
+        """
+        end = self._log.end()
+        # An app that starts over reads the log from its start, but what is in its own log stays true.
+        position = max(end.position, up_to)
+        if position == end.position and not any(table.is_waiting for table in self._tables):
+            return
+        parts = [table.batches() for table in self._tables]
+        batches = tuple(batch for made, _ in parts for batch in made)
+        proof = Proof.of(batches, after=end.chain)
+        self._log.append(Group(batches=batches, position=position, previous_position=end.position, proof=proof))
+        for table, (_, refusals) in zip(self._tables, parts, strict=True):
+            table.settle(refusals)
+
+
 class LakeTableWriter:
     """Appends documents to the app's log, one group per flush. Serves one thread."""
 
-    def __init__(self, schema: TableSchema, log: LogWriter) -> None:
+    def __init__(self, schema: TableSchema, log: AppLog) -> None:
         self.name = schema.name.short
+        self.log = log
         self._schema = schema
         self._arrow = change_schema(schema)
-        self._log = log
         self._pending: dict[Any, Document] = {}
         self._columns: list[pa.Table] = []
+        self._refused: dict[Any, Refusal] = {}
+        log.join(self)
 
     def write(self, documents: Sequence[Document]) -> None:
         """Keep documents for the next flush, the newest of each key."""
@@ -126,16 +191,28 @@ class LakeTableWriter:
 
     def flush(self, *, up_to: Lsn) -> Sequence[Refusal]:
         """Append what was written as one group, durable when this returns; a document that a column cannot take
-        is refused, with the name of the column.
+        is refused, with the name of the column. The other tables of the app are in the same group.
 
         Raises:
             LogFullError: no space; the next flush tries the same documents again.
         """
-        end = self._log.end()
-        # An app that starts over reads the log from its start, but what is in its own log stays true.
-        position = max(end.position, up_to)
-        if not self._pending and not self._columns and position == end.position:
-            return []
+        self.log.flush(up_to=up_to)
+        refusals, self._refused = list(self._refused.values()), {}
+        return refusals
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self.log.leave(self)
+
+    # For the flush of all tables
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything was written since the last flush."""
+        return bool(self._pending or self._columns)
+
+    def batches(self) -> tuple[tuple[ChangeBatch, ...], Sequence[Refusal]]:
+        """What was written as a batch, and refusals of what its columns cannot take."""
         # Changes stand in the log in the order of their identity, which is what slicing it relies on.
         documents = sorted(self._pending.values(), key=lambda document: document.version)
         batches, refusals = self._fitting(documents) if documents else ((), [])
@@ -143,15 +220,16 @@ class LakeTableWriter:
             (key,) = self._schema.key
             pieces = [*self._columns, *(pa.Table.from_batches([batch.rows]) for batch in batches)]
             batches = (ChangeBatch(self._schema, newest_in_order(pieces, key=key)),)
-        proof = Proof.of(batches, after=end.chain)
-        self._log.append(Group(batches=batches, position=position, previous_position=end.position, proof=proof))
+        return batches, refusals
+
+    def settle(self, refusals: Sequence[Refusal]) -> None:
+        """Forget what was written, because it is in the log; the next `flush` gives the refusals."""
+        # A document that was written again since is judged anew.
+        judged = self._pending.keys()
+        self._refused = {key: refusal for key, refusal in self._refused.items() if key not in judged}
+        self._refused |= {refusal.key: refusal for refusal in refusals}
         self._pending.clear()
         self._columns.clear()
-        return refusals
-
-    def close(self) -> None:
-        """Let go of the log."""
-        self._log.close()
 
     def _fitting(self, documents: Sequence[Document]) -> tuple[tuple[ChangeBatch, ...], list[Refusal]]:
         """The documents whose values their columns can take as a batch, and refusals of the others."""
