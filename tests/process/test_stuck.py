@@ -15,10 +15,11 @@ from servers import forked
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.log.memory import MemoryLog
+from deltaworks.process import entities
 from deltaworks.process.app import App, Source
 from deltaworks.process.entity import Entity, Transition
 from deltaworks.process.runner import Runner
-from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE
+from deltaworks.process.stuck import EXIT_STUCK, STUCK_FILE, Stuck
 
 FILM = table_schema("film", "film_id", film_id=INT, title=TEXT)
 PATIENCE_S = 60
@@ -233,3 +234,40 @@ def test_a_step_that_cannot_be_ended_ends_its_process_and_is_a_dead_letter_in_th
         assert sink.bodies()[2]["title"] == "bad"
         with Runner.open(app, config=impatient, name="films") as runner:
             assert runner.dead() == []
+
+
+def test_a_change_that_ended_the_process_stays_noted_whatever_else_is_dead_of_its_key(
+    make_config: Callable[..., Config],
+    sink: TableSink,
+    feed: Feed,
+    log: MemoryLog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, tried = make_config(), []
+    films = App("films", key="film_id", sources=[Source("studio").table("film", schema=Film)])
+    films.sink(sink)
+
+    @films.filter
+    def keep(film: Entity[Film]) -> bool:
+        tried.append(film.key)
+        return True
+
+    @films.on_change("title")
+    def tell(_: Transition[Film]) -> None:
+        raise ValueError
+
+    feed.commit(create(FILM, film_id=2, title="a"))
+    with Runner.open(films, config=config, name="films", log=log.reader()) as runner:
+        assert runner.drain(patience_s=0).dead == 1
+    # The next life comes to it in its second cycle.
+    monkeypatch.setattr(entities, "ENTITIES_PER_CYCLE", 1)
+    feed.commit(create(FILM, film_id=1, title="b"))
+    at = feed.commit(update(FILM, film_id=2, title="c"))
+    note = Stuck(step="keep", place="films.py:1", seconds=60, key=2, position=at, ordinal=0)
+    note.write(config.app_folder("films"))
+    tried.clear()
+    with Runner.open(films, config=config, name="films", log=log.reader()) as runner:
+        runner.drain(patience_s=0)
+        letters = {letter.step: letter.error for letter in runner.dead()}
+    assert (tried, letters["keep"]) == ([1], note.error)
+    assert not (config.app_folder("films") / STUCK_FILE).exists()

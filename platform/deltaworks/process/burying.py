@@ -52,8 +52,8 @@ class Burying:
         os._exit(EXIT_STUCK)
 
     def forget(self) -> None:
-        """Once its letter is written a retry has to try it."""
+        """Once its letter is written a retry has to try it; one lookup by key while there is such a change."""
         stuck = self._pipeline.stuck
-        if stuck is not None and any(letter.key == stuck.key for letter in self._state.dead(limit=1_000)):
+        if stuck is not None and self._state.letters.has(step=stuck.step, key=stuck.key, since=stuck.version):
             (self._folder / STUCK_FILE).unlink(missing_ok=True)
             self._pipeline.stuck = self._telling.stuck = None

@@ -85,6 +85,20 @@ class Letters:
             self._are_any = self._connection.execute("select 1 from letter limit 1").fetchone() is not None
         return self._are_any
 
+    def has(self, *, step: str, key: Key, since: Version) -> bool:
+        """Whether a change of this entity, or a turn of it, died in this step: that change or a later one."""
+        at = (since.position.value, since.ordinal)
+        found = self._connection.execute(
+            """
+            select 1 from letter l join entity e on e._key = l._key
+            where l._key = ? and e.standing = 3 and e.step = ? and (l.position, l.ordinal) >= (?, ?)
+            union all
+            select 1 from turn where is_dead and entity = ? and step = ? and (position, ordinal) >= (?, ?) limit 1
+            """,
+            (key, step, *at, key, step, *at),
+        )
+        return found.fetchone() is not None
+
     def write(self, places: Mapping[Key, str | None]) -> None:
         """Write a letter for each of these entities, which just died at that step's place; inside `settling`."""
         if not places:

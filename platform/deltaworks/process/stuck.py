@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Self
 
-from deltaworks.position import Version
+from deltaworks.position import Lsn, Version
 from deltaworks.process.fold import Key
 
 Holder = Callable[[Mapping[str, Any]], Any]
@@ -49,14 +49,14 @@ class Stuck:
     position: int
     ordinal: int
 
+    @property
+    def version(self) -> Version:
+        """That of the change."""
+        return Version(Lsn(self.position), self.ordinal)
+
     def is_of(self, step: str, key: Key, version: Version) -> bool:
         """Whether it is this change, in this step."""
-        return (self.step, self.key, self.position, self.ordinal) == (
-            step,
-            key,
-            version.position.value,
-            version.ordinal,
-        )
+        return (self.step, self.key, self.version) == (step, key, version)
 
     @property
     def error(self) -> str:
