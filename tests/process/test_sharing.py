@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,11 +16,12 @@ from process.shared_table import SharedTable
 
 from deltaworks import faults
 from deltaworks.config import Config
+from deltaworks.errors import RetryableError
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.membership import MembershipLostError, SharesError
-from deltaworks.process import entities
-from deltaworks.process.app import App, Source
-from deltaworks.process.entity import Entity
+from deltaworks.process import entities, sharing
+from deltaworks.process.app import App, Backoff, Source, count
+from deltaworks.process.entity import Entity, Transition
 from deltaworks.process.place import AppHeldError
 from deltaworks.process.runner import Runner
 from deltaworks.process.shares import share_of
@@ -30,7 +32,7 @@ ORDER = table_schema("purchase", "order_id", order_id=INT, status=TEXT)
 LINE = table_schema("line", "line_id", line_id=INT, order_id=INT, sku=INT)
 ITEM = table_schema("item", "sku", sku=INT, label=TEXT)
 STEPS = ("process.after_read", "process.before_fold_commit", "process.after_fold", "process.after_write")
-STEPS += ("process.after_flush", "process.after_checkpoint")
+STEPS += ("process.after_flush", "process.after_checkpoint", "process.after_turn")
 shop = Source("shop")
 
 
@@ -42,13 +44,19 @@ class Line(TypedDict):
     sku: int
 
 
-def order_app(sink: SharedTable, labels: Mapping[int, str], *, has_lookup: bool) -> App:
+def order_app(
+    sink: SharedTable,
+    labels: Mapping[int, str],
+    *,
+    has_lookup: bool,
+    tell: Callable[[Transition[Order]], None] | None = None,
+) -> App:
     line = shop.table("line", schema=Line)
     app = App("orders", key="order_id", sources=[shop.table("purchase", schema=Order), line])
 
     @app.filter
     def is_open(order: Entity[Order]) -> bool:
-        return order.after["status"] != "draft"
+        return not order.after["status"].startswith("draft")
 
     if has_lookup:
 
@@ -69,6 +77,8 @@ def order_app(sink: SharedTable, labels: Mapping[int, str], *, has_lookup: bool)
     if not has_lookup:
         # What left last is known to who sent it: another member may have sent something else since.
         app.dedup()
+    if tell is not None:
+        app.on_change("status", retry=Backoff(first_s=0.001, max_s=0.001))(tell)
     app.sink(sink)
     return app
 
@@ -77,12 +87,19 @@ class DiedError(Exception):
     """Stands for SIGKILL; nothing catches it."""
 
 
+class AwayError(RetryableError):
+    """A partner that is not there for a moment."""
+
+
 class World:
     """A shop, its members, and what their sink should hold."""
 
-    def __init__(self, folder: Path, *, seed: int, has_lookup: bool) -> None:
+    def __init__(self, folder: Path, *, seed: int, has_lookup: bool, tells: bool = False) -> None:
         self.chance = random.Random(seed)
         self.has_lookup = has_lookup
+        self.tells = tells
+        self.statuses: list[tuple[int, str]] = []
+        self.told: list[tuple[int, str]] = []
         self.folder = folder
         self.sink = SharedTable(folder / "sink.sqlite")
         self.writer = LocalLogWriter.open(folder / "log")
@@ -103,10 +120,16 @@ class World:
 
     def join(self, name: str) -> None:
         membership = self.group.join()
-        app = order_app(self.sink, self.labels, has_lookup=self.has_lookup)
+        app = order_app(self.sink, self.labels, has_lookup=self.has_lookup, tell=self.hear if self.tells else None)
         log = LocalLogReader(self.folder / "log")
         member = Runner.open(app, config=self.config(name), name="orders", log=log, membership=membership)
         self.members[name] = member, membership
+
+    def hear(self, turn: Transition[Order]) -> None:
+        """What a partner is told of; now and then it has no time."""
+        if self.chance.random() < 0.1:
+            raise AwayError
+        self.told.append((turn.key, turn.after["status"]))
 
     def leave(self, name: str) -> None:
         self.members.pop(name)[0].close()
@@ -176,7 +199,13 @@ class World:
                     self.feed.commit(what(LINE, line_id=line, order_id=order, sku=self.lines[line][1]))
                 case _:
                     what = update if order in self.orders else create
-                    self.orders[order] = self.chance.choice(("draft", "open", "paid"))
+                    before, status = self.orders.get(order), self.chance.choice(("draft", "open", "paid"))
+                    if self.tells:
+                        # So that what was told says which of an order's transitions it was.
+                        status += f" {len(self.statuses)}"
+                    self.orders[order] = status
+                    if status != before:
+                        self.statuses.append((order, status))
                     self.feed.commit(what(ORDER, order_id=order, status=self.orders[order]))
 
     def expected(self) -> dict[int, Any]:
@@ -190,7 +219,7 @@ class World:
                 ],
             }
             for order, status in self.orders.items()
-            if status != "draft"
+            if not status.startswith("draft")
         }
 
     def settle(self) -> None:
@@ -263,6 +292,74 @@ def _something(world: World, *, can_freeze: bool) -> None:
             world.step_and_be_cut_off_in_the_write(name)
         case _ if name is not None:
             world.step(name)
+
+
+def test_every_transition_is_told_in_the_order_of_its_key_whoever_has_its_share(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("CHANGES_PER_READ", 2), ("CHANGES_PER_FOLD", 4), ("ENTITIES_PER_CYCLE", 2)):
+        monkeypatch.setattr(entities, name, size)
+    monkeypatch.setattr(sharing, "FORGET_EVERY_S", 0.0)
+    for seed in [int.from_bytes(os.urandom(3)) for _ in range(4)]:
+        world = make_world(seed=seed, has_lookup=False, tells=True)
+        world.join(next(world.names))
+        for _ in range(40):
+            _something(world, can_freeze=False)
+        if not world.members:
+            world.join(next(world.names))
+        try:
+            world.settle()
+            for order in range(ORDERS):
+                _check_told(
+                    [status for key, status in world.told if key == order],
+                    [status for key, status in world.statuses if key == order],
+                )
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}") from error
+        world.close()
+
+
+def _check_told(told: list[str], happened: list[str]) -> None:
+    """At least once, and in order: one that is told again is followed by all that came after it."""
+    assert list(dict.fromkeys(told)) == happened
+    at = -1
+    for status in told:
+        now = happened.index(status)
+        assert now <= at + 1, f"{status} was told before what came before it"
+        at = now
+    assert at == len(happened) - 1, "what was told last is not what happened last"
+
+
+def test_a_transition_that_failed_for_good_moves_with_its_share(make_world: Callable[..., World]) -> None:
+    world = make_world(seed=1, has_lookup=False, tells=True)
+    refused, heard = {"paid"}, world.told
+    order = next(key for key in range(ORDERS) if share_of(key, shares=SHARES) % 2)
+
+    def hear(turn: Transition[Order]) -> None:
+        if turn.after["status"] in refused:
+            raise ValueError
+        heard.append((turn.key, turn.after["status"]))
+
+    world.hear = hear  # type: ignore[method-assign]
+    world.join("a")
+    for status, change in (("open", create), ("paid", update), ("sent", update)):
+        world.orders[order] = status
+        world.feed.commit(change(ORDER, order_id=order, status=status))
+    world.step("a")
+    [letter] = world.members["a"][0].dead()
+    assert (letter.key, letter.waiting, heard) == (order, 1, [(order, "open")])
+
+    # Another member takes the share: it tries again, and no letter is left where nobody can see to it.
+    world.join("b")
+    for name in ("a", "b", "a", "b"):
+        world.step(name)
+    assert world.members["a"][0].dead() == []
+    [letter] = world.members["b"][0].dead()
+    refused.clear()
+    world.members["b"][0].retry_dead()
+    world.settle()
+    assert list(dict.fromkeys(heard)) == [(order, "open"), (order, "paid"), (order, "sent")]
+    assert heard[-2:] == [(order, "paid"), (order, "sent")]
 
 
 def test_each_member_processes_its_own_shares_only(make_world: Callable[..., World]) -> None:
@@ -346,8 +443,7 @@ def test_what_only_one_process_can_do_is_refused_with_every_reason(make_world: C
     world = make_world(seed=1, has_lookup=False)
     app = order_app(Plain(world.sink.file), world.labels, has_lookup=False)
 
-    @app.on_change("status")
-    async def tell(turn: Any) -> None: ...
+    app.window(time="day", size=timedelta(days=1), orders=count())
 
-    with pytest.raises(NotShareableError, match=r"(?s)2 reasons.*'tell' under on_change.*'table'.*older document"):
+    with pytest.raises(NotShareableError, match=r"(?s)2 reasons.*window 'window'.*'table'.*older document"):
         Runner.open(app, config=world.config("a"), name="orders")

@@ -140,7 +140,14 @@ class Runner:
             sharing=sharing,
             on_settled=self._observe_lineage_once,
         )
-        self._telling = Telling(app=app, name=name, state=state, clients=clients, loop=loop)
+        self._telling = Telling(
+            app=app,
+            name=name,
+            state=state,
+            clients=clients,
+            loop=loop,
+            check=(lambda: None) if sharing is None else sharing.check,
+        )
         self._answering = Answering(
             app=name,
             requests=requests,

@@ -18,6 +18,11 @@ all rows, and a share moves without any state. What moves is one number, kept by
 | it was frozen in a write | the sinks refuse what is older than what they hold, so every sink has to keep versions    |
 
 What is held or dead stays undone, so who takes its share tries it again.
+
+Steps under `on_change` are told by who has the share. Every member keeps the turns of every share until that one is
+done past them, so whoever takes it goes on with the first that nobody is known to have told, each key's in order; what
+came after that one in the same share may be told twice, under the same ids. A member makes sure that it is one right
+before it tells. Were it frozen in the call itself, its turn comes late: `Transition.version` says how old it is.
 """
 
 import time
@@ -36,6 +41,8 @@ from deltaworks.process.state import State
 
 CONFIRM_EVERY_S = 1.0
 """How often it is said how far the shares are; what a death repeats at most."""
+FORGET_EVERY_S = 10.0
+"""How often turns are forgotten that other members have told."""
 
 logger = structlog.get_logger(__name__)
 
@@ -50,9 +57,7 @@ def check_shareable(app: App, *, name: str) -> None:
     Raises:
         NotShareableError: it remembers what only one process can, or a sink would take an older document.
     """
-    reasons = [
-        f"step {step.name!r} under on_change ({step.place}): its turns are told by one" for step in app.reactions
-    ]
+    reasons = []
     if app.windowing is not None:
         reasons.append(f"window {app.windowing.name!r} ({app.windowing.place}): it counts entities of every share")
     for spec in app.sinks:
@@ -85,9 +90,11 @@ class Sharing:
         self._done: dict[int, int] = {}
         self._confirmed: dict[int, int] = {}
         self._confirmed_at = float("-inf")
+        self._forgot_at = float("-inf")
         # Who has which share, and what was held or dead in it, is known to the group alone.
         with state.folding():
             state.shares.keep_only(())
+            state.turns.share()
 
     def turn(self) -> None:
         """Take part in the group: leave what is asked for, and take what is given; between two cycles.
@@ -101,6 +108,7 @@ class Sharing:
         if moved.given:
             self._coming.update(moved.given)
             self._fold_to = None
+        self._forget_told()
         if not self._coming:
             return
         if self._fold_to is None:
@@ -113,6 +121,7 @@ class Sharing:
         """Make entities dirty that are this member's to do, and note all; inside `folding`. Gives those it marked."""
         share_by_key = {key: share_of(key, shares=self._shares) for key in touched}
         self._state.shares.note(share_by_key, low=low, high=high)
+        self._state.turns.place(share_by_key, low=low, high=high)
         due = {key: at for key, at in touched.items() if self._done.get(share_by_key[key], high) < high}
         self._state.mark(due)
         self._state.mark({key: at for key, at in touched.items() if key not in due}, is_due=False)
@@ -168,6 +177,7 @@ class Sharing:
                 self._state.shares.begin(share, done=done)
                 if self._app.lookups:
                     self._state.shares.begin_anew(share, position=checkpoint.position.value)
+                self._state.turns.begin(share, done=done)
         logger.info("shares are taken", app=self._name, shares=sorted(self._coming))
         self._done.update(self._coming)
         self._coming = {}
@@ -189,9 +199,18 @@ class Sharing:
         metrics.SHARES.labels(self._name).set(len(self._done))
         with self._state.settling():
             self._state.shares.end(shares)
+            self._state.turns.end(shares)
+
+    def _forget_told(self) -> None:
+        if self._app.reactions and time.monotonic() - self._forgot_at > FORGET_EVERY_S:
+            done = self._membership.progress()
+            with self._state.settling():
+                self._state.turns.forget_done(done)
+            self._forgot_at = time.monotonic()
 
     def _advance(self) -> None:
-        undone = self._state.shares.first_undone()
         folded = self._state.checkpoint().sequence
+        documents, turns = self._state.shares.first_undone(), self._state.turns.first_undone()
         for share, done in self._done.items():
-            self._done[share] = max(done, undone.get(share, folded + 1) - 1)
+            undone = min(documents.get(share, folded + 1), turns.get(share, folded + 1))
+            self._done[share] = max(done, undone - 1)

@@ -507,5 +507,6 @@ def _fingerprint(app: App, shares: int | None) -> str:
     lookups = [step.into for step in app.enrichments if step.lookup is not None]
     step = app.windowing
     window = None if step is None else repr((step.time, step.size, step.every, step.by, step.lateness, step.aggregates))
-    shared = [] if shares is None else [shares]
+    # A shared app that had no reactions has turns without what sharing needs to know of them.
+    shared = [] if shares is None else [shares, *(["reactions"] if app.reactions else [])]
     return json.dumps([_FORMAT, app.key, tables, lookups, window, is_direct(app), *shared])

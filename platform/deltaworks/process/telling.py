@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +31,39 @@ class Told:
 
 
 class Telling:
-    """The reactions of one app. A step is told one turn of an entity at a time; entities go side by side."""
+    """The reactions of one app. A step is told one turn of an entity at a time; entities go side by side.
 
-    def __init__(self, *, app: App, name: str, state: State, clients: dict[str, Any], loop: asyncio.Runner) -> None:
+    `check` raises where this process may not tell of them any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: App,
+        name: str,
+        state: State,
+        clients: dict[str, Any],
+        loop: asyncio.Runner,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._steps = {step.name: step for step in app.reactions}
         self._name = name
         self._state = state
         self._clients = clients
         self._loop = loop
+        self._check = check
         self.stuck: Stuck | None = None
         """A turn that ended the process before; its step is not tried on it again."""
 
     def run(self, *, limit: int) -> Told:
-        """Tell the turns that are due, among the `limit` oldest."""
+        """Tell the turns that are due, among the `limit` oldest.
+
+        Raises:
+            MembershipLostError: the app is shared, and these may be others' by now; none was told.
+        """
         ready = self._state.turns.due(now=time.time(), limit=limit) if self._steps else []
+        if ready:
+            self._check()
         taken = self._loop.run(self._tell_all(ready)) if ready else []
         return Told(tried=len(ready), taken=sum(taken))
 

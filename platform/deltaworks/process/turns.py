@@ -7,12 +7,19 @@
 
 A turn is saved in the same transaction as the rows it comes from, so none is missed; it is forgotten after the
 step ran, so a crash in between tells it twice, under the same id.
+
+Where several processes share an app, each of them saves every turn, with its share and the groups of the log that it
+came in. A member tells those of its own shares; the others wait until their share is done with them, or comes here:
+
+    fold ──► save ──► placed: of another's share ──► its share is done past it: forgotten
+                        ▲     └─► share taken: due, but for what was done with before
+                        └── share left: as if it had not been tried
 """
 
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -29,15 +36,22 @@ STATEMENTS = (
       id integer primary key, step text not null, entity not null, column text not null, before text not null,
       row text not null, position int not null, ordinal int not null, committed_at int not null,
       attempts int not null default 0, next_try real not null default 0, is_dead int not null default 0, error text,
-      is_head int not null default 0, is_passed int not null default 0, failed_at real, place text)
+      is_head int not null default 0, is_passed int not null default 0, failed_at real, place text,
+      share int, low int, high int)
     """,
     "create index turn_queue on turn (step, entity, id) where not is_passed",
     "create index turn_head on turn (id) where is_head",
-    "create index turn_dead on turn (id) where is_dead",
+    "create index turn_dead on turn (entity) where is_dead",
 )
 """What creates the table. `is_head`: the first of its step and entity, behind which the others wait. `is_passed`: a
-dead one that nobody waits for.
+dead one that nobody waits for. In shared apps it has its `share`, and the first and last group of the fold it is from.
 """
+_SHARED_INDEXES = (
+    "create index if not exists turn_unplaced on turn (id) where low is null",
+    "create index if not exists turn_of_share on turn (share, low)",
+)
+
+_UNTRIED = "is_head = 0, is_dead = 0, is_passed = 0, attempts = 0, next_try = 0, error = null"
 
 MAY_GO = """
     not turn.is_dead and exists (
@@ -69,6 +83,7 @@ class Turns:
         self._app = app
         self._rows = rows
         self._decoders = {item.name: decoder(item.type) for item in app.entity.fields}
+        self._own: set[int] | None = None
 
     def save(self, turns: Sequence[Turn]) -> None:
         """Keep turns for every step that wants them; inside `folding`."""
@@ -93,7 +108,8 @@ class Turns:
                 if step.column == turn.column and self._is_wanted(step.to, turn)
             ],
         )
-        self._find_heads({(step.name, turn.entity) for turn in turns for step in self._app.reactions})
+        if self._own is None:
+            self._find_heads({(step.name, turn.entity) for turn in turns for step in self._app.reactions})
 
     def due(self, *, now: float, limit: int) -> list[WaitingTurn]:
         """Turns to tell now, as they happened: the first of each step and entity, unless it is held or dead."""
@@ -149,6 +165,58 @@ class Turns:
         """How many turns failed for good."""
         (count,) = self._connection.execute("select count(*) from turn where is_dead").fetchone()
         return int(count)
+
+    # In an app that several processes share; see `sharing`
+
+    def share(self) -> None:
+        """Tell nothing but turns of shares that are taken. Inside `folding`, before anything is saved."""
+        if not self._app.reactions:
+            return
+        self._own = set()
+        for statement in _SHARED_INDEXES:
+            self._connection.execute(statement)
+        self._connection.execute(f"update turn set {_UNTRIED}")
+
+    def place(self, share_by_key: Mapping[Key, int], *, low: int, high: int) -> None:
+        """Note of which shares the turns are that were just saved, out of groups `low` to `high`; inside `folding`."""
+        if self._own is None:
+            return
+        own = self._own
+        saved = self._connection.execute("select id, step, entity from turn where low is null").fetchall()
+        self._connection.executemany(
+            "update turn set share = ?, low = ?, high = ? where id = ?",
+            ((share_by_key[entity], low, high, id_) for id_, _, entity in saved),
+        )
+        self._find_heads({(step, entity) for _, step, entity in saved if share_by_key[entity] in own})
+
+    def begin(self, share: int, *, done: int) -> None:
+        """Take a share that others are done with up to a group. Inside `settling`."""
+        if self._own is None:
+            return
+        self._own.add(share)
+        self.forget_done({share: done})
+        queues = self._connection.execute("select distinct step, entity from turn where share = ?", (share,))
+        self._find_heads(queues.fetchall())
+
+    def end(self, shares: Collection[int]) -> None:
+        """Let go of shares: nothing of them is told here, and what was tried counts for nothing. Inside `settling`."""
+        if self._own is None:
+            return
+        self._own -= set(shares)
+        self._connection.executemany(f"update turn set {_UNTRIED} where share = ?", ((share,) for share in shares))
+
+    def forget_done(self, done: Mapping[int, int]) -> None:
+        """Forget turns of shares that are done up to these groups, whoever told them. Inside `settling`."""
+        if self._own is None:
+            return
+        # Of a fold that reaches past the group nobody knows which were told: those are told again.
+        self._connection.executemany("delete from turn where share = ? and high <= ?", done.items())
+
+    def first_undone(self) -> dict[int, int]:
+        """Per share, a group at or before the change of every turn in it that is not told."""
+        if self._own is None:
+            return {}
+        return dict(self._connection.execute("select share, min(low) from turn group by share").fetchall())
 
     def _dead(self, keys: Sequence[Key] | None, *, until: datetime | None) -> list[tuple[int, str, Key]]:
         return self._connection.execute(
