@@ -131,32 +131,38 @@ films.sink(MemorySink("films"))
 """
 
 
-def test_an_operator_sees_an_app_live_and_pauses_it_with_the_keyboard_alone(browser: Any, tmp_path: Path) -> None:
+FILM_TABLE = table_schema("film", "film_id", film_id=(pa.int32(), "integer", False), title=(pa.string(), "text", False))
+
+
+@contextmanager
+def films_served(browser: Any, folder: Path) -> Iterator[tuple[Feed, str]]:
+    """The feed of an app whose service runs, over thirty films of which one is a dead letter, and its page."""
     port = free_port()
-    (tmp_path / "releases.py").write_text(RELEASES)
-    path = tmp_path / "deltaworks.yaml"
+    (folder / "releases.py").write_text(RELEASES)
+    path = folder / "deltaworks.yaml"
     path.write_text(
         "sources: {studio: {kind: postgres, dsn: none, tables: [film]}}\n"
         "apps: {films: {module: 'releases:films', source: studio}}\n"
         f"serve: {{port: {port}}}\n"
     )
-    config = load(path, environment={})
-    film_table = table_schema(
-        "film", "film_id", film_id=(pa.int32(), "integer", False), title=(pa.string(), "text", False)
-    )
-    writer = LocalLogWriter.open(config.log_folder("studio"))
+    writer = LocalLogWriter.open(load(path, environment={}).log_folder("studio"))
     feed = Feed(writer)
-    feed.commit(*(create(film_table, film_id=number, title="Laura") for number in range(30)))
+    feed.commit(*(create(FILM_TABLE, film_id=number, title="Laura") for number in range(30)))
 
     url = f"http://127.0.0.1:{port}"
     command = [str(BIN / "deltaworks"), "serve", "--config", str(path)]
     running = [str(BIN / "deltaworks"), "process", "films", "--config", str(path), "--metrics", str(free_port())]
     with (
         closing(writer),
-        served(command, f"{url}/health", browser, log=tmp_path / "serve.log", PYTHONPATH=str(tmp_path)),
-        served(running, f"http://127.0.0.1:{running[-1]}/metrics", browser, log=tmp_path / "process.log",
-               PYTHONPATH=str(tmp_path)),
+        served(command, f"{url}/health", browser, log=folder / "serve.log", PYTHONPATH=str(folder)),
+        served(running, f"http://127.0.0.1:{running[-1]}/metrics", browser, log=folder / "process.log",
+               PYTHONPATH=str(folder)),
     ):  # fmt: skip
+        yield feed, url
+
+
+def test_an_operator_sees_an_app_live_and_pauses_it_with_the_keyboard_alone(browser: Any, tmp_path: Path) -> None:
+    with films_served(browser, tmp_path) as (feed, url):
         browser.open(url)
         browser.wait(lambda: "running for" in browser.text() and "1 dead letter" in browser.text())
         assert "ValueError at" in browser.text()
@@ -164,7 +170,7 @@ def test_an_operator_sees_an_app_live_and_pauses_it_with_the_keyboard_alone(brow
         browser.press("j", "p")
         browser.wait(lambda: "paused for" in browser.text())
         assert browser.run("return document.activeElement.id") == "app-films"
-        feed.commit(create(film_table, film_id=100, title="Gilda"))
+        feed.commit(create(FILM_TABLE, film_id=100, title="Gilda"))
         browser.wait(lambda: re.search(r"changes to read\s+1\b", browser.text()) is not None)
         browser.screenshot(tmp_path / "paused.png")
 
@@ -174,6 +180,38 @@ def test_an_operator_sees_an_app_live_and_pauses_it_with_the_keyboard_alone(brow
         browser.press("r")
         browser.wait(lambda: "1 dead letter" in browser.text())
         browser.screenshot(tmp_path / "running.png")
+
+
+def test_an_operator_is_asked_before_anything_is_lost_and_answers_with_the_keyboard(
+    browser: Any, tmp_path: Path
+) -> None:
+    with films_served(browser, tmp_path) as (feed, url):
+        is_asked = "return document.querySelector(':popover-open')?.innerText ?? ''"
+        browser.open(url)
+        browser.wait(lambda: "running for" in browser.text() and "1 dead letter" in browser.text())
+
+        browser.press("d")
+        assert "Drop what failed for 13?" in browser.run(is_asked)
+        browser.screenshot(tmp_path / "drop.png")
+        # Changes come and go; what is asked stays, and Escape or the button that has the focus keeps it.
+        feed.commit(create(FILM_TABLE, film_id=101, title="Gilda"))
+        for key in (ESCAPE, ENTER):
+            browser.wait(lambda: browser.run("return document.activeElement.innerText") == "Keep it")
+            browser.press(key)
+            browser.wait(lambda: browser.run(is_asked) == "")
+            browser.press("d")
+        browser.wait(lambda: browser.run("return document.activeElement.innerText") == "Keep it")
+        browser.run("document.querySelector(':popover-open .danger').focus()")
+        browser.press(ENTER)
+        browser.wait(lambda: "dead letter" not in browser.text())
+        browser.wait(lambda: "running for" in browser.text())
+
+        browser.press("a")
+        browser.wait(lambda: "Make every document of films anew?" in browser.run(is_asked))
+        browser.screenshot(tmp_path / "reprocess.png")
+        browser.press(ENTER)
+        # What was dropped is made anew as well, and fails again.
+        browser.wait(lambda: "1 dead letter" in browser.text())
 
 
 def test_dagster_draws_the_graph_from_source_to_release(browser: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
@@ -18,7 +19,7 @@ from process.material import INT, TEXT, create, table_schema, wait_until
 from deltaworks import operate
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogWriter
-from deltaworks.process.app import App, Source
+from deltaworks.process.app import App, Source, count
 from deltaworks.process.entity import Entity
 from deltaworks.process.live import read_live
 from deltaworks.process.pausing import AppPausedError
@@ -29,6 +30,7 @@ from deltaworks.testing.postgres import free_port
 
 FILM = table_schema("film", "film_id", film_id=INT, title=TEXT)
 ROLE = table_schema("role", "role_id", role_id=INT, film_id=INT)
+DAYS = {"Alien": date(1979, 5, 25), "Gilda": date(1979, 6, 1)}
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -44,6 +46,7 @@ class Broken:
     """What the step of the app under test does."""
 
     is_on = True
+    title: str | None = None
 
 
 def film_app(sink: MemorySink, broken: Broken) -> App:
@@ -58,7 +61,7 @@ def film_app(sink: MemorySink, broken: Broken) -> App:
     def document(film: Entity[Film]) -> dict[str, Any]:
         if broken.is_on and film.key == 13:
             raise ValueError
-        return {"title": film.after["title"]}
+        return {"title": broken.title or film.after["title"]}
 
     films.sink(sink)
     return films
@@ -183,6 +186,46 @@ def test_an_operator_pauses_resumes_and_retries(bench: Bench, page: Page) -> Non
     assert (page.app()["dead"], page.app()["requests"]) == (0, [])
 
 
+def test_an_operator_drops_one_letter_and_never_all_at_once(bench: Bench, page: Page) -> None:
+    with bench.running():
+        bench.commit(13)
+        wait_until(lambda: page.app()["dead"] == 1)
+        assert "Drop for good" in page.ask("GET", "/apps").text
+        refused = page.ask("POST", "/apps/films/drop")
+        assert (refused.status_code, "deltaworks dead drop films --all" in refused.text) == (409, True)
+        page.ask("POST", "/apps/films/drop?key=13")
+        wait_until(lambda: page.app()["dead"] == 0)
+        bench.broken.is_on = False
+        bench.commit(1)
+        wait_until(lambda: bench.sink.bodies.keys() == {1})
+    # Nothing of it comes back: another service finds it settled.
+    operate.process(bench.config, "films")
+    assert bench.sink.bodies.keys() == {1}
+
+
+def test_an_operator_makes_every_document_anew_once(bench: Bench, page: Page) -> None:
+    bench.commit(*range(5))
+    operate.process(bench.config, "films")
+    bench.broken.title = "New"
+    for _ in range(2):
+        assert page.ask("POST", "/apps/films/reprocess").status_code == 303
+    assert page.app()["requests"] == ["reprocess"]
+    assert "disabled>Reprocess</button>" in page.ask("GET", "/apps").text
+
+    with bench.running():
+        wait_until(lambda: page.app()["requests"] == [])
+
+    assert {body["title"] for body in bench.sink.bodies.values()} == {"New"}
+
+
+def test_a_shared_app_is_not_reprocessed_here(bench: Bench) -> None:
+    films = bench.config.app("films").model_copy(update={"shares": 4})
+    page = Page(build(bench.config.model_copy(update={"apps": {"films": films}})))
+
+    assert page.ask("POST", "/apps/films/reprocess").status_code == 409
+    assert "Reprocess" not in page.ask("GET", "/apps").text
+
+
 def test_a_paused_app_takes_nothing_over_a_restart_and_says_so(bench: Bench) -> None:
     operate.pause(bench.config, "films")
     with bench.running():
@@ -200,6 +243,7 @@ def test_a_paused_app_takes_nothing_over_a_restart_and_says_so(bench: Bench) -> 
     assert bench.sink.bodies.keys() == {1}
 
 
+@pytest.mark.parametrize("action", ["pause", "drop?key=13", "reprocess"])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -210,10 +254,10 @@ def test_a_paused_app_takes_nothing_over_a_restart_and_says_so(bench: Bench) -> 
         {"origin": "http://127.0.0.1:9999"},
     ],
 )
-def test_another_sites_page_cannot_act(bench: Bench, page: Page, headers: dict[str, str]) -> None:
-    assert page.ask("POST", "/apps/films/pause", headers).status_code == 403
-    assert page.ask("GET", "/apps/films/pause").status_code == 405
-    assert page.app()["state"] == "stopped"
+def test_another_sites_page_cannot_act(page: Page, headers: dict[str, str], action: str) -> None:
+    assert page.ask("POST", f"/apps/films/{action}", headers).status_code == 403
+    assert page.ask("GET", f"/apps/films/{action}").status_code == 405
+    assert (page.app()["state"], page.app()["requests"]) == ("stopped", [])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +282,10 @@ def test_who_may_act_is_configured_and_others_see_no_buttons(
 def test_what_is_not_there_is_named(page: Page) -> None:
     answer = page.ask("POST", "/apps/film/pause")
 
-    assert (answer.status_code, "known: apps films; actions pause, resume, retry" in answer.text) == (404, True)
+    assert (answer.status_code, "known: apps films; actions pause, resume, retry, drop, reprocess" in answer.text) == (
+        404,
+        True,
+    )
 
 
 def test_a_hostile_key_and_error_are_only_text(bench: Bench, page: Page) -> None:
@@ -258,6 +305,38 @@ def test_a_hostile_key_and_error_are_only_text(bench: Bench, page: Page) -> None
     assert HOSTILE not in shown
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
     assert "key=%3Cscript%3E" in shown
+
+
+def test_what_dedup_holds_back_and_how_many_windows_there_are_is_shown(bench: Bench, page: Page) -> None:
+    films = sys.modules["films_on_the_page"].films
+    films.transform(lambda film: film | {"day": DAYS[film["title"]]})
+    films.dedup("title", "day")
+    films.window(time="day", size=timedelta(days=1), by="title", lateness=timedelta(0), films=count())
+    bench.broken.is_on = False
+    port = free_port()
+    with operate.app_metrics_server(bench.config, "films", port=port), bench.running():
+        bench.commit(1, title="Alien")
+        bench.commit(2, title="Gilda")
+        wait_until(lambda: len(bench.sink.bodies) == 2)
+        for key, title in ((2, "Gilda"), (3, "Alien")):
+            bench.commit(key, title=title)
+        wait_until(lambda: (step_of(page, "window") or {}).get("late") == 1)
+        dedup, window = step_of(page, "dedup"), step_of(page, "window")
+        text = page.ask("GET", "/apps").text
+        scrape = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+    assert (dedup["same"], dedup["filtered"]) == (1, 0)
+    assert (window["windows_open"], window["windows_closed"]) == (1, 1)
+    assert "1 the same" in text
+    assert '1 open · 1 closed · <span class="late">1 late</span>' in text
+    assert 'deltaworks_process_windows{app="films",state="closed",step="window"} 1.0' in scrape
+    assert 'deltaworks_process_step_total{app="films",outcome="same",step="dedup"}' in scrape
+    assert 'deltaworks_process_step_total{app="films",outcome="late",step="window"}' in scrape
+
+
+def step_of(page: Page, name: str) -> dict[str, Any] | None:
+    live = page.app()["live"]
+    return None if live is None else next(step for step in live["steps"] if step["name"] == name)
 
 
 def test_metrics_of_a_running_app_are_on_its_own_port(bench: Bench) -> None:

@@ -68,7 +68,7 @@ class Leaving:
             with self._state.folding():
                 sent.forget(keys)
         held_back = len(documents) - len(going)
-        metrics.count_step(self._name, self._dedup.name, taken=len(documents), out=len(going), filtered=held_back)
+        metrics.count_step(self._name, self._dedup.name, taken=len(documents), out=len(going), same=held_back)
         return going
 
     def _windowed(

@@ -24,6 +24,8 @@ import structlog
 from deltaworks.beside import beside
 from deltaworks.process import metrics
 from deltaworks.process.app import App
+from deltaworks.process.runner import STATE_FILE
+from deltaworks.process.windows import count_windows
 
 logger = structlog.get_logger(__name__)
 
@@ -35,6 +37,8 @@ RATE_OVER_S = 10.0
 LATENCY_OVER_S = 60.0
 HISTORY = 120
 """Seconds of the past that a graph shows."""
+_COUNTING_SHARE = 50
+"""Windows are counted in no more than one part in so many of the time."""
 _BREAKER = ("closed", "half-open", "open")
 
 Samples = Mapping[tuple[str, ...], float]
@@ -47,6 +51,8 @@ class LiveStep:
 
     Latencies are of the last minute, read off a histogram, in seconds: of a call where the step calls a service, else
     of one batch. `hit_share` is of the ids in that minute; `None` where there is no cache, or nothing was asked.
+    `same` documents were held back by `dedup`; `late` ones came for a window that is closed. The windows are counted
+    as they are now, `None` where the step has none.
     """
 
     name: str
@@ -55,8 +61,10 @@ class LiveStep:
     taken: int = 0
     out: int = 0
     filtered: int = 0
+    same: int = 0
     retried: int = 0
     failed: int = 0
+    late: int = 0
     per_s: float = 0.0
     calls: int = 0
     failed_calls: int = 0
@@ -64,6 +72,8 @@ class LiveStep:
     p99_s: float | None = None
     hit_share: float | None = None
     breaker: str | None = None
+    windows_open: int | None = None
+    windows_closed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,7 @@ def read_live(app_folder: Path) -> Live | None:
 @contextmanager
 def publishing(app: App, *, name: str, folder: Path) -> Iterator[None]:
     """Write the status every second, in a thread, while inside; a step that hangs does not stop it."""
-    watch = Watch(app, name=name)
+    watch = Watch(app, name=name, state_file=folder / STATE_FILE)
 
     def publish(stop: threading.Event) -> None:
         while True:
@@ -135,9 +145,11 @@ def publishing(app: App, *, name: str, folder: Path) -> Iterator[None]:
 class Watch:
     """Turns the counters of one app into rates and latencies, by what they were before."""
 
-    def __init__(self, app: App, *, name: str) -> None:
+    def __init__(self, app: App, *, name: str, state_file: Path) -> None:
         self._app = app
         self._name = name
+        self._state_file = state_file
+        self._count_windows_at = 0.0
         self._started_at = datetime.now(UTC)
         self._first = _samples(name)
         self._past: deque[tuple[float, Samples]] = deque([(time.monotonic(), self._first)])
@@ -145,6 +157,7 @@ class Watch:
 
     def look(self) -> Live:
         """The status as of now."""
+        self._count_windows()
         now_s, now = time.monotonic(), _samples(self._name)
         before_s, before = self._past[-1]
         documents = ("deltaworks_process_documents_total",)
@@ -189,6 +202,8 @@ class Watch:
             taken=count("step", "in"),
             out=count("step", "out"),
             filtered=count("step", "filtered"),
+            same=count("step", "same"),
+            late=count("step", "late"),
             retried=count("step", "retried"),
             failed=count("step", "failed"),
             per_s=self._rate(now_s, now, "deltaworks_process_step_total", name, "in"),
@@ -198,7 +213,24 @@ class Watch:
             p99_s=latencies[1],
             hit_share=self._hit_share(now, name),
             breaker=None if breaker is None else _BREAKER[int(breaker)],
+            windows_open=self._windows(now, name, "open"),
+            windows_closed=self._windows(now, name, "closed"),
         )
+
+    def _count_windows(self) -> None:
+        """Look into the state for windows; where they are so many that it takes long, the less often."""
+        step = self._app.windowing
+        began_at = time.monotonic()
+        if step is None or began_at < self._count_windows_at:
+            return
+        counts = count_windows(self._state_file, step)
+        metrics.WINDOWS.labels(self._name, step.name, "open").set(counts.open)
+        metrics.WINDOWS.labels(self._name, step.name, "closed").set(counts.closed)
+        self._count_windows_at = began_at + _COUNTING_SHARE * (time.monotonic() - began_at)
+
+    def _windows(self, now: Samples, step: str, state: str) -> int | None:
+        count = now.get(("deltaworks_process_windows", step, state))
+        return None if count is None else int(count)
 
     def _rate(self, now_s: float, now: Samples, *name: str) -> float:
         at = next((index for index, (when, _) in enumerate(self._past) if now_s - when <= RATE_OVER_S), -1)

@@ -7,7 +7,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 STEP_OUTCOMES = Counter(
     "deltaworks_process_step_total",
-    "Entities by what a step did with them: in, out, filtered, retried, failed, late.",
+    "Entities by what a step did with them: in, out, filtered, same (dedup: it left like that before), retried, "
+    "failed, late (window: for one that is closed).",
     ("app", "step", "outcome"),
 )
 LOST = Counter(
@@ -18,6 +19,11 @@ DOCUMENTS = Counter("deltaworks_process_documents_total", "Documents made durabl
 STANDING = Gauge("deltaworks_process_entities", "Entities that are held or dead now.", ("app", "standing"))
 SHARES = Gauge("deltaworks_process_shares", "Shares that this member of an app has.", ("app",))
 STUCK = Gauge("deltaworks_process_stuck_seconds", "How long a step has not come back; 0 when it has.", ("app", "step"))
+WINDOWS = Gauge(
+    "deltaworks_process_windows",
+    "Windows of event time: open, or closed, where changes come late. Counted every second or less often.",
+    ("app", "step", "state"),
+)
 LAG = Histogram(
     "deltaworks_process_lag_seconds",
     "From the commit in the source to durable and visible in every sink.",
@@ -56,6 +62,7 @@ APP_METRICS = (
     DOCUMENTS,
     STANDING,
     SHARES,
+    WINDOWS,
     LAG,
     STEP_SECONDS,
     CALLS,
@@ -122,13 +129,23 @@ class StepMetrics:
 
 
 def count_step(
-    app: str, step: str, *, taken: int, out: int, filtered: int = 0, retried: int = 0, failed: int = 0, late: int = 0
+    app: str,
+    step: str,
+    *,
+    taken: int,
+    out: int,
+    filtered: int = 0,
+    same: int = 0,
+    retried: int = 0,
+    failed: int = 0,
+    late: int = 0,
 ) -> None:
     """Add one run of a step over a batch of entities."""
     for outcome, count in (
         ("in", taken),
         ("out", out),
         ("filtered", filtered),
+        ("same", same),
         ("retried", retried),
         ("failed", failed),
         ("late", late),

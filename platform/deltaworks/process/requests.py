@@ -60,6 +60,11 @@ class Request:
     slice: Slice | None = None
     asked_at: datetime
 
+    @property
+    def is_of_all(self) -> bool:
+        """Whether every document is made anew for it: asking once more would only do it twice."""
+        return self.kind is Kind.REPROCESS and self.keys is None and self.slice is None
+
     @classmethod
     def new(cls, kind: Kind, *, keys: Sequence[Key] | None = None, slice: Slice | None = None) -> Self:  # noqa: A002
         """A request with an id of its own; ids sort by time."""

@@ -11,9 +11,11 @@ the mark that a window is dirty are one transaction: a crash computes the window
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from deltaworks.position import Lsn, Version
@@ -51,6 +53,26 @@ class Counted:
 
     faults: dict[Key, str] = field(default_factory=dict)
     late: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowCounts:
+    """Windows that have ever counted anything: what is `closed` takes no streamed change any more."""
+
+    open: int
+    closed: int
+
+
+def count_windows(file: Path, step: WindowStep) -> WindowCounts:
+    """The windows in a state, for another thread or process than the runner's; none where the app never ran."""
+    if not file.exists():
+        return WindowCounts(open=0, closed=0)
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            return Windows(connection, step).counts()
+        except sqlite3.OperationalError:
+            # The runner is creating the file at this moment.
+            return WindowCounts(open=0, closed=0)
 
 
 class Windows:
@@ -121,6 +143,16 @@ class Windows:
     def settle(self, places: Iterable[Place]) -> None:
         """Forget that these windows are dirty; inside `settling`, after every sink has flushed."""
         self._connection.executemany("update window set is_dirty = 0 where start = ? and grouping = ?", places)
+
+    def counts(self) -> WindowCounts:
+        """How many windows there are; reads each of them once."""
+        newest = self._newest()
+        closed = 0
+        if self._lateness is not None and newest is not None:
+            last = newest - self._size - self._lateness
+            (closed,) = self._connection.execute("select count(*) from window where start <= ?", (last,)).fetchone()
+        (total,) = self._connection.execute("select count(*) from window").fetchone()
+        return WindowCounts(open=total - closed, closed=closed)
 
     def _newest(self) -> int | None:
         row = self._connection.execute("select newest from event_time").fetchone()

@@ -1,6 +1,6 @@
 """How every app of the configuration is doing, read off the files that its service keeps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from deltaworks.config import Config
 from deltaworks.log.change_log import LogReader
 from deltaworks.log.holder import holder_of
 from deltaworks.log.registry import log_of
+from deltaworks.process.asked import Asking, read_asking
 from deltaworks.process.letters import Letter, letters_of
 from deltaworks.process.live import Live, read_live
 from deltaworks.process.pausing import Pause
@@ -26,7 +27,9 @@ State = Literal["running", "paused", "silent", "stopped"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppView:
-    """One app at one moment. `live` is absent where no service runs; `behind` counts changes not folded yet."""
+    """One app at one moment. `live` is absent where no service runs; `behind` counts changes not folded yet; `asking`
+    has how far the requests are that have begun.
+    """
 
     name: str
     source: str
@@ -38,6 +41,13 @@ class AppView:
     live: Live | None
     letters: Sequence[Letter]
     asked: Sequence[Request]
+    asking: Mapping[str, Asking]
+    is_shared: bool
+
+    @property
+    def is_reprocessed(self) -> bool:
+        """Whether all of its documents are being made anew, or will be."""
+        return any(request.is_of_all for request in self.asked)
 
     @property
     def dead(self) -> int:
@@ -83,6 +93,8 @@ class Apps:
         if source not in self._logs:
             self._logs[source] = log_of(self._config, source).near_reader()
         end = self._logs[source].end()
+        asked = Requests.of(folder).open()
+        begun = {request.id: read_asking(folder / STATE_FILE, request.id) for request in asked}
         return AppView(
             name=name,
             source=source,
@@ -93,7 +105,9 @@ class Apps:
             behind=max(0, end.offset - standings.offset),
             live=live,
             letters=letters_of(folder / STATE_FILE, limit=LETTERS),
-            asked=Requests.of(folder).open(),
+            asked=asked,
+            asking={id_: asking for id_, asking in begun.items() if asking is not None},
+            is_shared=self._config.app(name).shares is not None,
         )
 
 

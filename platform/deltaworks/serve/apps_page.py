@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from markupsafe import Markup
 
+from deltaworks.process.asked import Asking
+from deltaworks.process.letters import Letter
 from deltaworks.process.live import HISTORY
+from deltaworks.process.sink import key_text
 from deltaworks.serve.apps import AppView
 from deltaworks.serve.page import span, template
 
@@ -41,6 +45,8 @@ def _render(name: str, apps: Sequence[AppView], *, has_search: bool, may_act: bo
         seconds=seconds,
         percent=percent,
         ago=ago,
+        asked_text=asked_text,
+        letter_id=letter_id,
     )
 
 
@@ -99,6 +105,24 @@ def seconds(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """A share for people."""
     return "–" if share is None else f"{share:.1%}" if share < 0.1 or 0.99 < share < 1 else f"{share:.0%}"
+
+
+def asked_text(app: AppView) -> str:
+    """What was asked of the app and has not ended, with how far it is."""
+    texts = []
+    for request in app.asked:
+        asking = app.asking.get(request.id)
+        texts.append(f"{request.kind.value} {_progress(asking)}" if asking is not None else request.kind.value)
+    return ", ".join(texts)
+
+
+def letter_id(letter: Letter) -> str:
+    """A name for a letter's elements: the same at the next look, whatever came or went above it."""
+    return f"{quote(key_text(letter.key))}-{letter.version.position.value}-{letter.version.ordinal}-{letter.step}"
+
+
+def _progress(asking: Asking) -> str:
+    return f"({asking.total - asking.left:,} of {asking.total:,} done)"
 
 
 def ago(at: datetime | None) -> str:

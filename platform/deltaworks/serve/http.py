@@ -10,7 +10,7 @@
 | `/apps`          | the page of apps: steps, rates, lag, dead letters; works without JavaScript |
 | `/apps/list`     | its list of apps alone, for looking on                                   |
 | `/api/apps`      | the same as JSON                                                         |
-| `/apps/A/pause`  | POST, as `resume` and `retry`: see `operator`                             |
+| `/apps/A/pause`  | POST, as `resume`, `retry`, `drop` and `reprocess`: see `operator`        |
 | `/health`        | 200 while the process serves                                             |
 | `/metrics`       | Prometheus text                                                          |
 

@@ -20,7 +20,9 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def add_actions(app: FastAPI, config: Config) -> None:
-    """Add `POST /apps/{name}/{action}`: pause, resume, retry (with `key`, of one dead letter alone)."""
+    """Add `POST /apps/{name}/{action}`: pause, resume, retry (with `key`, of one dead letter alone), reprocess, and
+    drop, which takes a `key` always: all at once are dropped on the command line alone.
+    """
 
     @app.post("/apps/{name}/{action}")
     def act(request: Request, name: str, action: str, key: str | None = None) -> Response:
@@ -30,7 +32,9 @@ def add_actions(app: FastAPI, config: Config) -> None:
         if name not in config.apps or action not in _ACTIONS:
             known = f"apps {', '.join(config.apps) or 'none'}; actions {', '.join(_ACTIONS)}"
             raise HTTPException(404, f"no {action!r} of app {name!r}; known: {known}")
-        _ACTIONS[action](config, name, key)
+        fault = _ACTIONS[action](config, name, key)
+        if fault is not None:
+            raise HTTPException(409, fault)
         # See Other: the browser shows the page again, and reloading it does not act again.
         return RedirectResponse(f"/apps#app-{name}", status_code=303)
 
@@ -72,8 +76,27 @@ def _retry(config: Config, name: str, key: str | None) -> None:
     Requests.of(config.app_folder(name)).ask(Asked.new(Kind.RETRY, keys=None if key is None else [key]))
 
 
-_ACTIONS: Mapping[str, Callable[[Config, str, str | None], None]] = {
+def _drop(config: Config, name: str, key: str | None) -> str | None:
+    if key is None:
+        return f"name the key to drop; `deltaworks dead drop {name} --all` drops every dead letter"
+    Requests.of(config.app_folder(name)).ask(Asked.new(Kind.DROP, keys=[key]))
+    return None
+
+
+def _reprocess(config: Config, name: str, _key: str | None) -> str | None:
+    if config.app(name).shares is not None:
+        return f"app {name!r} is shared, and none of its processes has all entities; see the guide to Kafka"
+    requests = Requests.of(config.app_folder(name))
+    if not any(asked.is_of_all for asked in requests.open()):
+        requests.ask(Asked.new(Kind.REPROCESS))
+    return None
+
+
+_ACTIONS: Mapping[str, Callable[[Config, str, str | None], str | None]] = {
     "pause": _pause,
     "resume": _resume,
     "retry": _retry,
+    "drop": _drop,
+    "reprocess": _reprocess,
 }
+"""Each gives why it was not done, if it was not."""

@@ -15,6 +15,7 @@ async function show() {
     if (!answer.ok) throw new Error(answer.statusText);
     const html = await answer.text();
     if (mine !== turn) return;   // an older answer must never replace a newer one
+    if (asking()) return;        // what one is asked about stays as it is until it is answered
     if (html !== shown) replace(html);
     shown = html;
     freshness.className = "fresh";
@@ -23,6 +24,10 @@ async function show() {
     freshness.className = "lost";
     freshnessText.textContent = "The server does not answer; trying again.";
   }
+}
+
+function asking() {
+  return list.querySelector(":popover-open");
 }
 
 function replace(html) {
@@ -41,6 +46,7 @@ list.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button");
   button.disabled = true;
+  asking()?.hidePopover();
   try {
     const answer = await fetch(event.target.action, { method: "POST", redirect: "manual" });
     if (answer.type !== "opaqueredirect" && !answer.ok) {
@@ -58,7 +64,7 @@ function current(apps) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || asking()) return;
   const apps = [...list.querySelectorAll(".app")];
   const at = current(apps);
   const chosen = apps[at] ?? apps[0];
@@ -70,6 +76,11 @@ document.addEventListener("keydown", (event) => {
     chosen.querySelector(".switch")?.click();
   } else if (key === "r" && chosen) {
     chosen.querySelector(".retry")?.click();
+  } else if (key === "a" && chosen) {
+    chosen.querySelector(".anew")?.click();
+  } else if (key === "d" && chosen) {
+    // Of the row that has the focus, else the first: the question names it.
+    (document.activeElement.closest("tr") ?? chosen).querySelector(".drop")?.click();
   }
 });
 
