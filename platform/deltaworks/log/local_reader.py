@@ -3,7 +3,7 @@
 import math
 import threading
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import fields
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from deltaworks.log.ahead import FIRST_BYTES, HEAD_BYTES, RUN_BYTES, Run, checked
 from deltaworks.log.change_log import (
     EMPTY_END,
     ArchivedSegmentGoneError,
@@ -26,7 +27,7 @@ from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import read_end
 from deltaworks.log.header import check_follows, check_not_ahead, end_after
 from deltaworks.log.sealed import SealedBytes
-from deltaworks.log.segment import BadFrameError, decode_frame, read_body, read_frame
+from deltaworks.log.segment import BadFrameError, Schemas, decode_frame, read_frame
 from deltaworks.log.segment_file import OpenSegment, corrupt, opened, retired, segments, size_of
 from deltaworks.log.wake import wait_until
 from deltaworks.position import Lsn
@@ -55,6 +56,8 @@ class LocalLogReader:
     """Reads a log folder, also while another process writes to it; sees durable groups only.
 
     Groups that are not in the folder any more are read from `archive`. Thread-safe. Holds no file open between calls.
+    Every byte is compared with a checksum before it is given. While the groups of one call are taken, at most
+    `ahead.AHEAD_BYTES` and one group more are in memory ahead of them.
     """
 
     def __init__(self, folder: Path, *, archive: SegmentSource | None = None) -> None:
@@ -66,6 +69,7 @@ class LocalLogReader:
         self._firsts: list[int] = []
         self._bounds: dict[int, array[int]] = {}
         self._index: tuple[int, pa.Table] | None = None
+        self._schemas = Schemas()
 
     def end(self) -> LogEnd:
         """The end as of now; some microseconds when nothing was appended since the last call."""
@@ -137,6 +141,7 @@ class LocalLogReader:
                     with self._lock:
                         first, start = self._locate(sequence)
                     header = at.segment(first).frame(start, sequence=sequence).header()
+                    at.close_after(first)
                 except OffsetRetiredError:
                     # It was retired since this began, and what is older with it.
                     return
@@ -159,26 +164,58 @@ class LocalLogReader:
             with suppress(OffsetRetiredError):
                 previous = self.header(sequence - 1)
         left = math.inf if max_changes is None else max(1, max_changes)
+        taken_bytes = taken_changes = 0
+
+        def wanted_bytes() -> float:
+            return left * max(1, taken_bytes) / max(1, taken_changes)
+
         with _Opened(self._opened) as at:
-            segment: OpenSegment | None = None
-            start = 0
-            while sequence <= last and left > 0:
-                # The next group is right behind this one, or in the next segment.
-                if segment is None or start >= segment.bytes.size:
-                    with self._lock:
-                        first, start = self._locate(sequence)
-                    segment = at.segment(first)
-                frame = segment.frame(start, sequence=sequence)
-                try:
-                    body = read_body(segment.bytes, frame)
-                except BadFrameError as error:
-                    raise corrupt(segment.path, start, sequence, str(error)) from error
-                group = decode_frame(frame, body)
-                check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
-                yield group
-                start, previous = frame.end, group.header
-                left -= group.header.next_offset - group.header.offset
-                sequence += 1
+            for run in checked(self._runs(at, sequence, last), wanted_bytes=wanted_bytes):
+                at.close_before(run.segment.first)
+                for frame, body in run.frames:
+                    group = decode_frame(frame, body, self._schemas)
+                    check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
+                    yield group
+                    previous, sequence = group.header, sequence + 1
+                    changes = previous.next_offset - previous.offset
+                    left, taken_changes = left - changes, taken_changes + changes
+                    taken_bytes += frame.end - frame.start
+                    if left <= 0:
+                        return
+                if run.fault is not None:
+                    raise run.fault
+
+    def _runs(self, at: "_Opened", sequence: int, last: int) -> Iterator[Run]:
+        """Where the groups up to the last one lie; ends behind one that cannot be whole."""
+        most_groups, window_bytes = 1, FIRST_BYTES
+        while sequence <= last:
+            with self._lock:
+                first, start = self._locate(sequence)
+                place = bisect_right(self._firsts, first)
+                # A segment ends where the next one begins: one that was restored may have the start of a transaction
+                # behind that, whose other parts are lost.
+                stop = min(last + 1, self._firsts[place]) if place < len(self._firsts) else last + 1
+            segment, is_within = at.segment(first), True
+            while is_within:
+                most_groups = min(most_groups, stop - sequence)
+                if isinstance(segment.bytes, SealedBytes):
+                    run = self._sealed_run(segment, segment.bytes.block_end(start), sequence, start, stop)
+                else:
+                    run = Run.of_plain(segment, sequence, start, most_groups=most_groups, window_bytes=window_bytes)
+                yield run
+                if run.is_broken:
+                    return
+                is_small = (run.end - run.start) // run.groups < RUN_BYTES // 4
+                most_groups, window_bytes = last + 1, RUN_BYTES if is_small else HEAD_BYTES
+                start, sequence = run.end, sequence + run.groups
+                is_within = sequence < stop and start < segment.bytes.size
+
+    def _sealed_run(self, segment: OpenSegment, end: int, sequence: int, start: int, stop: int) -> Run:
+        """What is left of a block."""
+        with self._lock:
+            behind = segment.first + bisect_left(self._sealed_bounds(segment), end)
+        groups = max(1, min(behind, stop) - sequence)
+        return Run(segment=segment, sequence=sequence, groups=groups, start=start, end=end)
 
     def _header(self, sequence: int) -> GroupHeader:
         first, start = self._locate(sequence)
@@ -220,10 +257,8 @@ class LocalLogReader:
         if sequence - first < len(bounds) - 1:
             return bounds
         with self._opened(first) as segment:
-            if (groups := _index(segment)) is not None:
-                starts = groups.column("start").to_pylist()
-                bounds = self._bounds[first] = array("Q", [*starts, segment.bytes.size])
-                return bounds
+            if isinstance(segment.bytes, SealedBytes):
+                return self._sealed_bounds(segment)
             # Never looks behind `sequence`: what lies there may be in the middle of being written.
             while sequence - first >= len(bounds) - 1:
                 try:
@@ -233,6 +268,15 @@ class LocalLogReader:
                 if frame is None:
                     break
                 bounds.append(frame.end)
+        return bounds
+
+    def _sealed_bounds(self, segment: OpenSegment) -> "array[int]":
+        """The bounds of all frames of a sealed segment; it may have been a plain one when it was looked into before."""
+        bounds, size = self._bounds.get(segment.first), segment.bytes.size
+        if bounds is None or bounds[-1] != size:
+            groups = _index(segment)
+            starts = [] if groups is None else groups.column("start").to_pylist()
+            bounds = self._bounds[segment.first] = array("Q", [*starts, size])
         return bounds
 
     def _segments(self) -> list[int]:
@@ -267,26 +311,40 @@ class LocalLogReader:
 
 
 class _Opened:
-    """The segment that a reader is in, open as long as it is in it."""
+    """The segments that a reader is in, open as long as it is in them."""
 
     def __init__(self, opened: Callable[[int], AbstractContextManager[OpenSegment]]) -> None:
         self._opened = opened
-        self._open = ExitStack()
-        self._segment: OpenSegment | None = None
+        self._open: dict[int, tuple[OpenSegment, ExitStack]] = {}
 
     def __enter__(self) -> "_Opened":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        for first in list(self._open):
+            self._close(first)
 
     def segment(self, first: int) -> OpenSegment:
         """The segment of that first group; raises like `opened`."""
-        if self._segment is None or self._segment.first != first:
-            self._open.close()
-            self._segment = None
-            self._segment = self._open.enter_context(self._opened(first))
-        return self._segment
+        if first not in self._open:
+            with ExitStack() as stack:
+                segment = stack.enter_context(self._opened(first))
+                self._open[first] = segment, stack.pop_all()
+        return self._open[first][0]
+
+    def close_before(self, first: int) -> None:
+        """Close those that only groups before that one are in."""
+        for other in [other for other in self._open if other < first]:
+            self._close(other)
+
+    def close_after(self, first: int) -> None:
+        """Close those that only groups after that segment's are in."""
+        for other in [other for other in self._open if other > first]:
+            self._close(other)
+
+    def _close(self, first: int) -> None:
+        _, stack = self._open.pop(first)
+        stack.close()
 
 
 def _index(segment: OpenSegment) -> pa.Table | None:

@@ -59,7 +59,10 @@ class _Block:
 
 
 class SealedBytes:
-    """The bytes of a sealed segment as they were appended. Keeps one block decompressed; not thread-safe."""
+    """The bytes of a sealed segment as they were appended. Keeps one block decompressed; only `load` is thread-safe."""
+
+    checks_itself = True
+    """A block's checksum is of what is stored; sealing compared what comes out of it with the plain segment."""
 
     def __init__(self, descriptor: int) -> None:
         """Read what says where everything is; the descriptor is somebody else's to close.
@@ -93,14 +96,22 @@ class SealedBytes:
         at = start - block.start
         return content[at : at + length]
 
-    def read_into(self, view: memoryview, start: int) -> int:
+    def load(self, start: int, end: int) -> pa.Buffer:
         """See `FrameBytes`."""
-        found = self.read(start, len(view))
-        view.cast("B")[: len(found)] = found
-        return len(found)
+        block = self._block_at(start)
+        at = start - block.start
+        return self._decompressed(block).slice(at, end - start)
+
+    def block_end(self, start: int) -> int:
+        """Where the block ends that has the byte at `start`: the end of a frame."""
+        block = self._block_at(start)
+        return block.start + block.bytes
+
+    def _block_at(self, start: int) -> _Block:
+        return self._blocks[bisect_right(self._starts, start) - 1]
 
     def _block_with(self, start: int) -> tuple[_Block, memoryview]:
-        block = self._blocks[bisect_right(self._starts, start) - 1]
+        block = self._block_at(start)
         if self._held is None or self._held[0] is not block:
             self._held = block, memoryview(self._decompressed(block)).cast("B")
         return self._held
