@@ -133,11 +133,13 @@ class TableSinkWriter:
         self.connection.close()
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
-    """Return as soon as it holds; fail the test when it does not in time."""
+def wait_until(
+    condition: Callable[[], bool], *, timeout_s: float = 60.0, what: Callable[[], str] = lambda: "timed out"
+) -> None:
+    """Return as soon as it holds; fail the test, with what there is to say then, when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "timed out"
+        assert time.monotonic() < deadline, what()
         time.sleep(0.005)
 
 
