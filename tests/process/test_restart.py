@@ -1,6 +1,5 @@
 """A service that ended because of a step which never returned is started again, and goes on without that change."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from servers import forked
 from deltaworks import operate
 from deltaworks.config import Config, load
 from deltaworks.log.local import LocalLogWriter
+from deltaworks.process import watchdog
 from deltaworks.process.standing import read_standings
 from deltaworks.process.stuck import EXIT_STUCK
 
@@ -63,8 +63,10 @@ def config_of(path: Path) -> Config:
     return load(path, environment={})
 
 
-def let_import_from(folder: str) -> None:
+def be_impatient(folder: str) -> None:
+    """In the service's process: let it find the app, and look at its steps often."""
     sys.path.append(folder)
+    watchdog._LOOK_EVERY_S = 0.02
 
 
 def has_gone_on(path: Path) -> bool:
@@ -85,7 +87,7 @@ def test_the_command_ends_with_its_code_and_the_next_one_goes_on(path: Path, tmp
             output=output,
             folder=tmp_path,
             environment=environment,
-            before=let_import_from,
+            before=be_impatient,
             arguments=[str(tmp_path)],
         )
         try:
@@ -104,32 +106,56 @@ def test_the_command_ends_with_its_code_and_the_next_one_goes_on(path: Path, tmp
     assert (letter.key, letter.step, "did not return" in letter.error) == (2, "hangs", True)
 
 
-def test_the_line_of_the_procfile_starts_it_again_and_nothing_else_ends(path: Path, tmp_path: Path) -> None:
+SERVICE = """#!/bin/sh
+trap 'touch drained; exit 0' TERM
+while [ ! -e began ]; do sleep 0.05; done
+echo life >> lives
+[ "$(wc -l < lives)" -gt 1 ] || exit 75
+[ ! -e broken ] || exit 3
+while :; do sleep 0.05; done
+"""
+"""Ends with 75 in its first life; in its second it runs until it is asked to end, or is broken for good."""
+OTHER = "other: trap 'touch ended; exit 0' TERM; touch began; while :; do sleep 0.05; done"
+
+
+@contextmanager
+def managed(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The Procfile's line for this service, beside another one, as `make up` runs them."""
     [line] = [line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("process: ")]
-    ours = line.replace(
-        ".venv/bin/deltaworks process movie_search", f"{sys.executable} -m deltaworks.cli process films"
-    )
+    ours = line.replace(".venv/bin/deltaworks process movie_search", "./service")
     assert ours != line
-    # It tells of its end, which must not come before the one that was asked for.
-    other = "other: trap 'touch ended; exit 0' TERM; touch began; while :; do sleep 0.1; done"
-    (tmp_path / "Procfile").write_text(f"{ours}\n{other}\n")
-    output = tmp_path / "output.txt"
-    with output.open("wb") as stream:
-        manager = subprocess.Popen(
-            [str(Path(sys.executable).with_name("honcho")), "start"],
-            cwd=tmp_path,
-            env={**os.environ, "DELTAWORKS_CONFIG": str(path), "PYTHONPATH": str(tmp_path)},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
+    (folder / "service").write_text(SERVICE)
+    (folder / "service").chmod(0o755)
+    (folder / "Procfile").write_text(f"{ours}\n{OTHER}\n")
+    with (folder / "output.txt").open("wb") as stream:
+        command = [str(Path(sys.executable).with_name("honcho")), "start"]
+        manager = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: has_gone_on(path), what=output.read_text)
-        assert (tmp_path / "began").exists()
-        assert not (tmp_path / "ended").exists(), output.read_text()
+        yield manager
     finally:
         manager.terminate()
-        manager.wait(PATIENCE_S)
+        try:
+            manager.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            manager.kill()
+            manager.wait()
+            raise
+
+
+def test_the_line_of_the_procfile_begins_again_and_nothing_else_ends(tmp_path: Path) -> None:
+    lives, output = tmp_path / "lives", tmp_path / "output.txt"
+    with managed(tmp_path):
+        # The manager cannot be asked to end before it knows of both.
+        wait_until(lambda: output.read_text().count(" started (") == 2, what=output.read_text)
+        wait_until(lambda: lives.exists() and lives.read_text() == "life\n" * 2, what=output.read_text)
+        assert not (tmp_path / "ended").exists(), output.read_text()
+    # Asked to end, it is waited for, and not begun once more.
+    assert (tmp_path / "drained").exists(), output.read_text()
+    assert lives.read_text() == "life\n" * 2
+
+
+def test_any_other_end_stops_everything_with_its_code(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    with managed(tmp_path) as manager:
+        assert manager.wait(PATIENCE_S) == 3, (tmp_path / "output.txt").read_text()
     assert (tmp_path / "ended").exists()
-    # Asked to end, the service ends in peace and is not begun a third time.
-    said = output.read_text()
-    assert said.count("process ends, a step cannot be ended") == 1, said

@@ -13,7 +13,7 @@ from deltaworks.process.source import SchemaFault, SchemaMismatchError, Table, s
 from deltaworks.schema import TableSchema
 
 if TYPE_CHECKING:
-    from deltaworks.process.app import App
+    from deltaworks.process.program import Program
 
 
 class AppError(TerminalError):
@@ -40,7 +40,7 @@ def check_tables(name: str, key: str, tables: Sequence[Table[Any]]) -> None:
         raise AppError(f"app {name!r}, table {str(tables[0])!r}: key is {tables[0].key!r}, the app's is {key!r}")
 
 
-def check_steps(app: "App") -> None:
+def check_steps(app: "Program") -> None:
     """Refuse what no run can mend.
 
     Raises:
@@ -62,7 +62,7 @@ def check_steps(app: "App") -> None:
         check_sql(first, table_schema(app.entity.fields, key=pa.int64()))
 
 
-def check_app(app: "App", table_schemas: Iterable[TableSchema], *, is_complete: bool) -> None:
+def check_app(app: "Program", table_schemas: Iterable[TableSchema], *, is_complete: bool) -> None:
     """Compare the declared tables with what is there. `is_complete`: all tables are given, an absent one is a fault.
 
     Raises:
@@ -78,7 +78,7 @@ def check_app(app: "App", table_schemas: Iterable[TableSchema], *, is_complete: 
         )
 
 
-def _faults(app: "App", table_schemas: Iterable[TableSchema], *, is_complete: bool) -> list[SchemaFault]:
+def _faults(app: "Program", table_schemas: Iterable[TableSchema], *, is_complete: bool) -> list[SchemaFault]:
     actual = {schema.name: schema for schema in table_schemas}
     faults: list[SchemaFault] = []
     for table in app.tables:
@@ -93,7 +93,7 @@ def _faults(app: "App", table_schemas: Iterable[TableSchema], *, is_complete: bo
     return faults
 
 
-def _check_route(app: "App", step: Step) -> None:
+def _check_route(app: "Program", step: Step) -> None:
     """Compare the names in a `Literal` return type with the sinks; other types are looked at when it runs."""
     known = [sink.name for sink in app.sinks]
     for name in _literals(typing.get_type_hints(step.function).get("return")):
@@ -109,5 +109,5 @@ def _literals(declared: Any) -> Iterable[Any]:  # Any: any type may be declared
             yield from _literals(inner)
 
 
-def _fault(app: "App", step: Step, fault: str) -> AppError:
+def _fault(app: "Program", step: Step, fault: str) -> AppError:
     return AppError(f"app {app.name!r}, step {step.name!r} ({step.place}): {fault}")
