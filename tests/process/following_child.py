@@ -1,7 +1,7 @@
 """Follows a local log with the app `films`, in one forked process after the other.
 
-`following_child.py HOME SINK URL`; each line on stdin starts a process. It says `ready PID`, and when it has
-ended, `ended CODE`. Forking spares each of them the imports.
+Each line on stdin, `HOME SINK URL`, starts a process. It says `ready PID`, and when it has ended, `ended CODE`. Forking
+spares each of them the imports.
 """
 
 import os
@@ -39,9 +39,9 @@ def follow(home: str, sink: str, url: str) -> None:
 
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    for _ in sys.stdin:
+    for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            follow(*sys.argv[1:])
+            follow(*line.split())
             os._exit(0)
         say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -20,15 +20,16 @@ CHILD = Path(__file__).with_name("following_child.py")
 
 
 class Follower:
-    """Runs the app in processes of its own."""
+    """Runs the app in processes of its own; the one that forks them imports once for all tests."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, str(CHILD), *arguments]
+    def __init__(self) -> None:
+        command = [sys.executable, str(CHILD)]
         self.parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.arguments: tuple[str, ...] = ()
         self.pid = 0
 
     def start(self) -> None:
-        self.parent.stdin.write("start\n")
+        self.parent.stdin.write(" ".join(self.arguments) + "\n")
         self.parent.stdin.flush()
         word, number = self.parent.stdout.readline().split()
         assert word == "ready"
@@ -40,11 +41,17 @@ class Follower:
         assert self.parent.stdout.readline() == f"ended -{signal.SIGKILL.value}\n"
 
 
-@pytest.fixture
-def follower(tmp_path: Path, sink: TableSink, service: FaultyService) -> Iterator[Follower]:
-    found = Follower(str(tmp_path / "home"), str(sink.file), service.url)
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Follower]:
+    found = Follower()
     with found.parent:
         yield found
+
+
+@pytest.fixture
+def follower(forking: Follower, tmp_path: Path, sink: TableSink, service: FaultyService) -> Follower:
+    forking.arguments = (str(tmp_path / "home"), str(sink.file), service.url)
+    return forking
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

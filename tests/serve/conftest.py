@@ -1,9 +1,10 @@
 """A real server over a real index and a real log."""
 
+import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from deltaworks.config import AppConfig, Config, PostgresConfig, ServeConfig
 from deltaworks.position import Lsn, Version
@@ -88,6 +90,24 @@ def write_index(config: Config, *bodies: dict[str, Any], position: int = 100) ->
     )
     writer.flush(up_to=Lsn(position))
     writer.close()
+
+
+class InProcess:
+    """Asks the application in this process, as a browser on this machine does."""
+
+    def __init__(self, application: FastAPI, *, client: str = "127.0.0.1", host: str = "127.0.0.1:8400") -> None:
+        self._application, self._client, self._host = application, client, host
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self._application, client=(self._client, 1))
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{self._host}") as client:
+                return await client.request(method, path, headers=dict(headers or {}), **options)
+
+        return asyncio.run(send())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.ask("GET", path, **options)
 
 
 class Server:

@@ -1,9 +1,8 @@
 """The page of apps: what it shows of running, paused and absent services, and who may act on it."""
 
-import asyncio
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -13,8 +12,8 @@ from typing import Any, TypedDict
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from process.material import INT, TEXT, create, table_schema, wait_until
+from serve.conftest import InProcess
 
 from deltaworks import operate
 from deltaworks.config import Config
@@ -100,19 +99,8 @@ class Bench:
             service.result()
 
 
-class Page:
-    """Asks the application in this process, as a browser on this machine does."""
-
-    def __init__(self, application: FastAPI, *, client: str = "127.0.0.1", host: str = "127.0.0.1:8400") -> None:
-        self._application, self._client, self._host = application, client, host
-
-    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self._application, client=(self._client, 1))
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{self._host}") as client:
-                return await client.request(method, path, headers=dict(headers or {}))
-
-        return asyncio.run(send())
+class Page(InProcess):
+    """The page of apps."""
 
     def app(self) -> dict[str, Any]:
         [app] = self.ask("GET", "/api/apps").json()["apps"]
