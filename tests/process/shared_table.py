@@ -28,6 +28,10 @@ class SharedTable(TableSink):
     def open(self, *, app: str, key: str, config: Config) -> "SharedTableWriter":  # type: ignore[override]
         return SharedTableWriter(self.file, self.writer)
 
+    def rows(self) -> list[tuple[Any, int, int, str]]:
+        """Key, position, ordinal and body of every document, tombstones with the body `null`."""
+        return self._rows("select key, position, ordinal, body from document") if self.file.exists() else []
+
     def stale(self) -> int:
         """How many older documents were refused."""
         return int(self._rows("select count(*) from stale")[0][0])

@@ -1,11 +1,12 @@
 """Members of one app, moved by hand: whatever happens, per key the sink ends at the reference and never goes back."""
 
 import itertools
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from datetime import timedelta
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,15 +20,23 @@ from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.membership import MembershipLostError, SharesError
+from deltaworks.operate.sink_audit import differing
+from deltaworks.position import Lsn, Version
 from deltaworks.process import entities, sharing
 from deltaworks.process.app import App, Backoff, Source, count
 from deltaworks.process.entity import Entity, Transition
+from deltaworks.process.ledger import LedgerReader
+from deltaworks.process.left_keys import LeftKeys
 from deltaworks.process.place import AppHeldError
 from deltaworks.process.runner import Runner
 from deltaworks.process.shares import share_of
 from deltaworks.process.sharing import NotShareableError
+from deltaworks.process.sink import Document
+from deltaworks.process.stood import stood
+from deltaworks.testing.memory_sink import MemorySinkReader
 
 SHARES, ORDERS = 5, 12
+NEVER = datetime.fromtimestamp(0, UTC)
 ORDER = table_schema("purchase", "order_id", order_id=INT, status=TEXT)
 LINE = table_schema("line", "line_id", line_id=INT, order_id=INT, sku=INT)
 ITEM = table_schema("item", "sku", sku=INT, label=TEXT)
@@ -222,6 +231,37 @@ class World:
             if not status.startswith("draft")
         }
 
+    @contextmanager
+    def ledgers(self) -> Iterator[list[LedgerReader]]:
+        """Those of all members that ever were."""
+        with ExitStack() as opened:
+            files = sorted(self.folder.glob("*/process/orders/**/state.sqlite"))
+            yield [opened.enter_context(LedgerReader(file)) for file in files]
+
+    def check_ledgers(self, *, is_whole: bool = False) -> None:
+        """No audit raises an alarm, of all members' ledgers or of one's alone; `is_whole`: they know all that left."""
+        held = {
+            key: Document(key=key, version=Version(Lsn(position), ordinal), committed_at=NEVER, body=json.loads(body))
+            for key, position, ordinal, body in self.sink.rows()
+        }
+        with self.ledgers() as ledgers:
+            for some in (ledgers, *([each] for each in ledgers)):
+                left = LeftKeys.of(each.left_tables() for each in some)
+                assert not len(differing(left, MemorySinkReader(held), sink="table")), "a false alarm"
+            if not is_whole:
+                return
+            everything = LeftKeys.of(each.left_tables() for each in ledgers)
+            known = {text: everything.version(place) for place, text in enumerate(everything.texts.to_pylist())}
+            assert known == {str(key): each.version for key, each in held.items()}
+            lost = self.chance.choice(list(held) or [None])
+            if lost is not None and held[lost].body is not None:
+                del held[lost]
+                (place,) = differing(everything, MemorySinkReader(held), sink="table")
+                assert everything.texts[int(place)].as_py() == str(lost)
+            counted = stood(everything, ledgers, entity="purchase", keeps_rows=True)
+            assert sum(each.left for each in counted) == len(self.expected())
+            assert sum(each.waiting + each.held + each.dead for each in counted) == 0
+
     def settle(self) -> None:
         for _ in range(50):
             for name in list(self.members):
@@ -229,6 +269,7 @@ class World:
             if min(self.group.done.values()) == self.writer.end().sequence:
                 break
         assert self.sink.bodies() == self.expected()
+        self.check_ledgers(is_whole=True)
 
     def close(self) -> None:
         for name in list(self.members):
@@ -262,6 +303,7 @@ def test_whatever_members_do_the_sink_ends_at_the_reference(
         world.join(next(world.names))
         for _ in range(40):
             _something(world, can_freeze=can_freeze)
+            world.check_ledgers()
         if not world.members:
             world.join(next(world.names))
         try:

@@ -1,5 +1,6 @@
 """The shop, captured from a real database, for each test."""
 
+import random
 import sys
 import types
 from pathlib import Path
@@ -37,3 +38,10 @@ def config_file(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def config(config_file: Path) -> Config:
     return load(config_file, environment={})
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - a failed run is repeated with it
+    return random.Random(seed)

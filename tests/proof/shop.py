@@ -16,6 +16,7 @@ from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search.spec import SearchIndex
 
 ROWS = 50_000
+LOST = 5
 
 
 class Item(TypedDict):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from proof.shop import ROWS, bring_through, fill, of_group, without
+from proof.shop import LOST, ROWS, bring_through, fill, of_group, without
 from servers.postgres import Database
 
 from deltaworks import operate
@@ -20,15 +20,6 @@ from deltaworks.operate.incident import IncidentState
 from deltaworks.process.entity import Entity
 from deltaworks.process.sink import Document
 from deltaworks.testing.faults import lose_at
-
-LOST = 5
-
-
-@pytest.fixture
-def dice() -> random.Random:
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - a failed run is repeated with it
-    return random.Random(seed)
 
 
 def forged(group: Group, keys: set[int], gone: list[int]) -> Group:

@@ -275,6 +275,11 @@ def key_hashes(batch: ChangeBatch) -> Words:
     return hashes
 
 
+def text_hashes(texts: pa.Array) -> Words:
+    """A hash of each text, as that of a column of a key."""
+    return _digests(texts)
+
+
 def _windows(batch: ChangeBatch, hashes: Words) -> Iterable[tuple[WindowKey, Window]]:
     table = str(batch.schema.name)
     minutes = batch.rows.column("_committed_at").view(pa.int64()).to_numpy() // _MINUTE_US

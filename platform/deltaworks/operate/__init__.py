@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         retry,
     )
     from deltaworks.operate.audit_mark import unaudited
-    from deltaworks.operate.auditing import Audit, RepairError, audit, incidents, repair
+    from deltaworks.operate.auditing import Audit, audit, incidents
     from deltaworks.operate.beginning import Begun, begin_app, begin_lake
     from deltaworks.operate.dead import (
         DeadSummary,
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     )
     from deltaworks.operate.models import Model, describe_models
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
+    from deltaworks.operate.repairing import RepairError, repair
     from deltaworks.operate.replaying import Replayed, ReplayError, parse_start, replay
     from deltaworks.operate.retention import read_up_to, retire_log
 
@@ -199,7 +200,7 @@ _LATE = {
         "tables_read_by",
     ),
     "audit_mark": ("unaudited",),
-    "auditing": ("Audit", "RepairError", "audit", "incidents", "repair"),
+    "auditing": ("Audit", "audit", "incidents"),
     "lake": (
         "LakeMovedError",
         "Loaded",
@@ -212,6 +213,7 @@ _LATE = {
         "released",
         "verify",
     ),
+    "repairing": ("RepairError", "repair"),
     "replaying": ("ReplayError", "Replayed", "parse_start", "replay"),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),

@@ -1,24 +1,20 @@
 """The audit: does what went in come out, hop by hop, and what mends it where it does not.
 
 reader ─► log ─► lake              sum up windows, compare, name keys by the sketch
-            └──► app ─► sinks      what left by key and version, against what each sink says it holds
+            └──► app ─► sinks      what left by key and version, against what each sink says it holds; see `sink_audit`
                           └─► log of the app ─► lake
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from deltaworks import faults
-from deltaworks.capture.dump import TextKey
-from deltaworks.capture.proof import Window, WindowSet
+from deltaworks.capture.proof import WindowSet
 from deltaworks.config import Config
-from deltaworks.errors import TerminalError
-from deltaworks.log.audit import HopAudit, Loss, audit_hop, audit_log
-from deltaworks.log.audit import key_text as text_of
+from deltaworks.log.audit import HopAudit, audit_hop, audit_log
 from deltaworks.log.change_log import LogReader
 from deltaworks.log.registry import open_reader as open_log
 from deltaworks.log.taken import Taken
@@ -32,38 +28,27 @@ from deltaworks.operate.audit_mark import (
     log_start,
     span_mark,
 )
-from deltaworks.operate.dump import dump
-from deltaworks.operate.incident import Incident, Incidents, IncidentState
-from deltaworks.operate.lake import open_lake_if_there, verify
+from deltaworks.operate.incident import Incident, Incidents
+from deltaworks.operate.lake import open_lake_if_there
+from deltaworks.operate.sink_audit import Ledgers, SinkAudit, audit_sink, is_comparable, same_sink
 from deltaworks.position import Lsn
 from deltaworks.process.app import App
-from deltaworks.process.ledger import LedgerReader, LeftDocument, Stood
+from deltaworks.process.direct import is_direct
+from deltaworks.process.left_keys import LeftKeys
 from deltaworks.process.registry import load_app
-from deltaworks.process.runner import STATE_FILE
-from deltaworks.process.sink import SinkSpec, StoredVersion, key_text, open_reader
+from deltaworks.process.sink import SinkSpec
+from deltaworks.process.stood import Stood, stood
 from deltaworks.store.load import loaded_spans
-
-KEYS_AT_ONCE = 10_000
-"""Keys that a repair dumps; where more differ, their table is dumped whole."""
 
 logger = structlog.get_logger(__name__)
 
 
-class RepairError(TerminalError):
-    """An incident that no dump can mend."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SinkAudit:
-    """What a sink holds of what left for it. `is_readable` is `False` where it gives nothing back, and where several
-    processes share the app, so that none knows all that left.
-    """
+class AppAudit:
+    """The sinks of an app, and its entities; `None` where nothing left since they were compared."""
 
-    app: str
-    sink: str
-    documents: int = 0
-    is_readable: bool = True
-    loss: Loss | None = None
+    sinks: Sequence[SinkAudit]
+    entities: Sequence[Stood] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +112,8 @@ class Audit:
                     "sink": each.sink,
                     "documents": each.documents,
                     "is_readable": each.is_readable,
-                    "missing": sum(map(len, each.loss.keys.values())) if each.loss else 0,
+                    "undecided": each.undecided,
+                    "missing": each.missing,
                 }
                 for each in self.sinks
             ],
@@ -168,21 +154,25 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
     look = _Look(mark=mark, known=incidents.known())
     look.at_log(reader, hop="log")
     entities: dict[str, Sequence[Stood]] = {}
+    sinks: list[SinkAudit] = []
     with open_lake_if_there(config) as lake:
         if lake is not None:
             look.at_hop(reader, loaded_spans(lake, source), hop="lake")
         for name, app in apps.items():
             tables = {str(table.name) for table in app.tables}
-            with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
-                look.at_hop(reader, ledger.spans(), hop=f"app {name}", tables=tables)
-                if config.app(name).shares is None:
-                    entities[name] = ledger.stood(app.entity.name.short)
+            with Ledgers(config, name) as ledgers:
+                for member, ledger in ledgers.by_member.items():
+                    hop = f"app {name}" if member == name else f"app {name}/{member}"
+                    look.at_hop(reader, ledger.spans(), hop=hop, tables=tables)
+                of_app = look.at_sinks(config, name, app, ledgers)
+            sinks += of_app.sinks
+            if of_app.entities is not None:
+                entities[name] = of_app.entities
             own = open_log(config, name)
             if own.end().sequence >= 0:
                 look.at_log(own, hop=f"log {name}")
                 if lake is not None:
                     look.at_hop(own, loaded_spans(lake, name), hop=f"lake {name}")
-    sinks = [look.at_sink(config, name, app, spec) for name, app in apps.items() for spec in app.sinks]
     losses = [loss for hop_audit in look.hops for loss in hop_audit.losses]
     losses += [each.loss for each in sinks if each.loss is not None]
     faults.reach("audit.before_incidents")
@@ -230,137 +220,35 @@ class _Look:
         # The newest span may still grow.
         self.hop_marks[hop] = span_mark(spans[:-1])
 
-    def at_sink(self, config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudit:
-        sink = f"{name}/{type(spec).__name__} {spec.name}"
-        with LedgerReader(config.app_folder(name) / STATE_FILE) as ledger:
-            left = ledger.left()
-        self.sink_marks[sink] = left.digest
-        is_whole = config.app(name).shares is None
-        if self.mark.sinks.get(sink) == left.digest and _is_comparable(spec) and is_whole:
-            return SinkAudit(app=name, sink=spec.name, documents=left.documents)
-        return _audit_sink(config, name, app, spec)
+    def at_sinks(self, config: Config, name: str, app: App, ledgers: Ledgers) -> AppAudit:
+        digest = ledgers.digest()
+        marks = {_mark_of(name, spec): spec for spec in app.sinks}
+        known = {mark: self.mark.sinks[mark] for mark in marks if self.mark.sinks.get(mark, "").endswith(f" {digest}")}
+        if len(known) == sum(map(is_comparable, app.sinks)) > 0:
+            # Nothing left since, so there is nothing to read.
+            self.sink_marks |= known
+            documents = int(next(iter(known.values())).partition(" ")[0])
+            return AppAudit(sinks=[same_sink(name, spec, documents=documents) for spec in app.sinks])
+        left = ledgers.left()
+        sinks = []
+        for mark, spec in marks.items():
+            sinks.append(audit_sink(app, spec, ledgers, left))
+            if sinks[-1].is_readable and not sinks[-1].undecided:
+                self.sink_marks[mark] = f"{len(left)} {digest}"
+        keeps_rows = not is_direct(app) or any(each.keeps_rows() for each in ledgers.by_member.values())
+        entities = stood(
+            left if app.document_key == app.key else LeftKeys.of(()),
+            list(ledgers.by_member.values()),
+            entity=app.entity.name.short,
+            keeps_rows=keeps_rows or config.app(name).shares is not None,
+        )
+        return AppAudit(sinks=sinks, entities=entities)
+
+
+def _mark_of(app: str, spec: SinkSpec) -> str:
+    return f"{app}/{type(spec).__name__} {spec.name}"
 
 
 def incidents(config: Config, source: str) -> Sequence[Incident]:
     """Every incident of a source, oldest first."""
     return Incidents.of(config, source).all()
-
-
-def repair(config: Config, source: str) -> Sequence[Incident]:
-    """Dump the keys of every open incident of a source again; gives them as they ended.
-
-    What was dumped is in the log when this returns; loads and apps take it from there as any change.
-
-    Raises:
-        RepairError: the keys of a document are not those of a table.
-        DeltaworksError: whatever a dump raises.
-    """
-    kept = Incidents.of(config, source)
-    return [_repaired(config, source, kept, incident) for incident in kept.open()]
-
-
-def _repaired(config: Config, source: str, kept: Incidents, incident: Incident) -> Incident:
-    loss = incident.loss
-    tables = loss.tables or tuple(loss.keys)
-    kind, _, app = loss.hop.partition(" ")
-    if kind == "sink" or (app and kind in {"log", "lake"}):
-        wanted = _of_entities(config, app.partition("/")[0], loss)
-    elif loss.hop == "log":
-        wanted = _differing(config, source, tables)
-    else:
-        wanted = {table: loss.keys.get(table, ()) if loss.is_whole else () for table in tables}
-    if not wanted:
-        return kept.end(incident, IncidentState.SETTLED)
-    dumps = []
-    for table, keys in wanted.items():
-        chosen = keys if len(keys) <= KEYS_AT_ONCE else ()
-        dumps.append(dump(config, source, [table], keys=chosen).outcome.id)
-    return kept.end(incident, IncidentState.REPAIRED, dumps=dumps)
-
-
-def _differing(config: Config, source: str, tables: Sequence[str]) -> dict[str, tuple[TextKey, ...]]:
-    """Keys that the log lacks are in nothing that was derived from it, so the source itself is asked."""
-    verification = verify(config, source, sample_keys=KEYS_AT_ONCE + 1)
-    short = {table.rpartition(".")[2]: table for table in tables}
-    return {
-        short.get(verdict.table, verdict.table): tuple(tuple(map(text_of, key)) for key in verdict.sample)
-        for verdict in verification.tables
-        if not verdict.is_equal and (not tables or verdict.table in short or verdict.table in tables)
-    }
-
-
-def _of_entities(config: Config, name: str, loss: Loss) -> dict[str, tuple[TextKey, ...]]:
-    app = load_app(config, name)
-    if app.document_key != app.key:
-        raise RepairError(
-            f"cannot repair {loss.hop}: documents of app {name!r} have the key {app.document_key!r}, its rows "
-            f"{app.key!r}; run `deltaworks replay {name} --into same`"
-        )
-    keys = tuple(key for keys in loss.keys.values() for key in keys)
-    return {str(app.entity.name): keys if loss.is_whole else ()}
-
-
-# Sinks
-
-
-def _audit_sink(config: Config, name: str, app: App, spec: SinkSpec) -> SinkAudit:
-    if not _is_comparable(spec) or config.app(name).shares is not None:
-        return SinkAudit(app=name, sink=spec.name, is_readable=False)
-    file = config.app_folder(name) / STATE_FILE
-    # The ledger first: what leaves meanwhile is newer in the sink, which is no fault.
-    left = _left(file)
-    suspects = _suspects(config, name, app, spec, left)
-    if suspects:
-        # Once more, as of now: a document may be on its way.
-        suspects = _suspects(
-            config, name, app, spec, {key: each for key, each in _left(file).items() if key in suspects}
-        )
-    loss = None
-    if suspects:
-        windows = _windows(app, suspects.values())
-        keys = {str(app.entity.name): tuple((text_of(each.key),) for each in suspects.values())}
-        loss = Loss(hop=f"sink {name}/{spec.name}", after=-1, up_to=-1, missing=windows, keys=keys, is_whole=True)
-    return SinkAudit(app=name, sink=spec.name, documents=len(left), loss=loss)
-
-
-def _is_comparable(spec: SinkSpec) -> bool:
-    able = spec.capabilities
-    return able.can_read_back and not able.may_forget and not able.is_event
-
-
-def _left(file: Path) -> dict[str, LeftDocument]:
-    with LedgerReader(file) as ledger:
-        return {key_text(document.key): document for document in ledger.documents()}
-
-
-def _suspects(
-    config: Config, name: str, app: App, spec: SinkSpec, left: Mapping[str, LeftDocument]
-) -> dict[str, LeftDocument]:
-    reader = open_reader(spec, app=name, key=app.document_key, config=config)
-    try:
-        stored = {each.key: each for each in reader.versions() if each.key in left}
-    finally:
-        reader.close()
-    return {key: each for key, each in left.items() if not _is_as_left(each, stored.get(key), spec.name)}
-
-
-def _is_as_left(document: LeftDocument, stored: StoredVersion | None, sink: str) -> bool:
-    if document.is_in(sink):
-        return (
-            stored is not None
-            and (_is_newer(stored, document) or not stored.is_deleted)
-            and not (stored.version < document.version)
-        )
-    return stored is None or stored.is_deleted or _is_newer(stored, document)
-
-
-def _is_newer(stored: StoredVersion, document: LeftDocument) -> bool:
-    return stored.version > document.version
-
-
-def _windows(app: App, documents: Iterable[LeftDocument]) -> WindowSet:
-    counts: dict[tuple[str, int], int] = {}
-    for document in documents:
-        key = (str(app.entity.name), document.committed_at // 60_000_000)
-        counts[key] = counts.get(key, 0) + 1
-    return WindowSet({key: Window(count=count, sum=0, xor=0) for key, count in counts.items()})

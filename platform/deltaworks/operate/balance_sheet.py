@@ -60,7 +60,7 @@ def _entities(audit: Audit, app: str, minutes: int) -> Table:
 def _sinks(audit: Audit) -> Table:
     table = Table("sink", "documents that left", "missing", title="sinks")
     for each in audit.sinks:
-        missing = sum(map(len, each.loss.keys.values())) if each.loss is not None else 0
-        name = f"{each.app}/{each.sink}"
-        table.add_row(name, f"{each.documents:,}", f"{missing:,}" if each.is_readable else "not compared")
+        later = f" +{each.undecided:,} later" if each.undecided else ""
+        missing = f"{each.missing:,}{later}" if each.is_readable else "not compared"
+        table.add_row(f"{each.app}/{each.sink}", f"{each.documents:,}", missing)
     return table

@@ -33,3 +33,19 @@ def places_of(some: pa.Array | pa.ChunkedArray, keys: pa.Array | pa.ChunkedArray
     places = np.searchsorted(known, wanted)
     is_there = not len(places) or (places[-1] < len(known) and bool(np.all(known[places] == wanted)))
     return places if is_there else None
+
+
+def last_of_each(keys: pa.Array) -> Integers:
+    """The place of the last row of each key, in the order of the rows.
+
+    >>> last_of_each(pa.array(["a", "b", "a"]))
+    array([1, 2])
+    """
+    if ascending(keys) is not None:
+        return np.arange(len(keys))
+    encoded = keys.dictionary_encode()
+    last = np.empty(len(encoded.dictionary), dtype=np.int64)
+    # Of several values for one place, numpy keeps the last.
+    last[encoded.indices.to_numpy()] = np.arange(len(keys))
+    last.sort()
+    return last

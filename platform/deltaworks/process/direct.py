@@ -31,7 +31,7 @@ from deltaworks.log.change_log import StoredGroup
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App
 from deltaworks.process.arrow import table_schema
-from deltaworks.process.ascending import ascending, places_of
+from deltaworks.process.ascending import last_of_each, places_of
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
@@ -111,7 +111,7 @@ class Reducer:
         tricky = apart | self._tricky_keys(batches)
         table, wide_at = self._tables(batches)
         keys = table.column(KEY).combine_chunks()
-        last = _last_of_each(keys)
+        last = last_of_each(keys)
         if tricky:
             chosen = pa.array(list(tricky), keys.type)
             is_plain = pc.invert(pc.is_in(keys, chosen)).to_numpy(zero_copy_only=False)
@@ -262,18 +262,6 @@ def _once_each(column: pa.ChunkedArray, make: Callable[[int], _T]) -> list[_T]:
         return list(made)
     counts = np.diff(np.append(begins, len(values))).tolist()
     return list(chain.from_iterable(map(repeat, made, counts)))
-
-
-def _last_of_each(keys: pa.Array) -> "np.ndarray[Any, Any]":
-    """The place of the last row of each key, in the order of the rows."""
-    if ascending(keys) is not None:
-        return np.arange(len(keys))
-    encoded = keys.dictionary_encode()
-    last = np.empty(len(encoded.dictionary), dtype=np.int64)
-    # Of several values for one place, numpy keeps the last.
-    last[encoded.indices.to_numpy()] = np.arange(len(keys))
-    last.sort()
-    return last
 
 
 def _is_wide(batch: ChangeBatch) -> "np.ndarray[Any, Any]":

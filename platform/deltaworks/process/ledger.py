@@ -4,28 +4,36 @@
 |----------------|---------------------------------------------------------------------------------|
 | `taken`        | per run of groups of the log: sketch of the changes that were folded            |
 | `taken_window` | of the same: count, sum and xor per table and minute of commit                  |
-| `left`         | per key: the version of the document that every sink was last seen to make durable |
+| `left_document` | per key: the version of the document that every sink was last seen to make durable |
+| `left_run`     | the same of an app that keeps no rows, where many left at once; see `left`      |
 
 `taken` is written in the transaction of the fold and of the checkpoint, so it can neither miss nor repeat a
-group that the state has. `left` is written when every sink has flushed: losing it only repeats documents.
+group that the state has. What left is written when every sink has flushed: losing it only repeats documents.
 """
 
+import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from deltaworks.capture.proof import Window, WindowSet
 from deltaworks.capture.sketch import Sketch
 from deltaworks.change import ChangeBatch
 from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
+from deltaworks.process.left import STATEMENT as LEFT_RUN_TABLE
+from deltaworks.process.left import LeftRuns, read_runs, sinks_text, stored_run
 from deltaworks.process.rows import quoted
 from deltaworks.process.sink import Document
 
+ROW_BY_ROW = 1_000
+"""Documents of a range up to which each is a row; more are a run, which costs a tenth for each."""
+_PAGE = 65_536
 GROUPS_TOGETHER = 4096
 """Groups of the log whose changes are one span. Few enough to be kept apart when the log lets old ones go."""
 
@@ -38,23 +46,13 @@ _STATEMENTS = (
     """,
     """
     create table if not exists left_document (
-      _key primary key, position int, ordinal int, committed_at int, sinks text) without rowid
+      _key primary key, position int, ordinal int, committed_at int, sinks text, is_gone int) without rowid
     """,
+    LEFT_RUN_TABLE,
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftDocument:
-    """The document of a key as it left last. `sinks` are those that it is in: `None` for all, none where it is gone."""
-
-    key: Any  # Any: a key is what the app's key column holds
-    version: Version
-    committed_at: int
-    sinks: Collection[str] | None
-
-    def is_in(self, sink: str) -> bool:
-        """Whether that sink has it, so that it has to be there."""
-        return self.sinks is None or sink in self.sinks
+_LEAVE = "insert or replace into left_document values (?, ?, ?, ?, ?, ?)"
 
 
 class Ledger:
@@ -62,11 +60,15 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._runs = LeftRuns(connection)
 
     def create(self) -> None:
         """Make the tables; a state from before there were any begins its proof where it stands."""
         for statement in _STATEMENTS:
             self._connection.execute(statement)
+        columns = [name for _, name, *_ in self._connection.execute("pragma table_info(left_document)")]
+        if "is_gone" not in columns:
+            self._connection.execute("alter table left_document add column is_gone int")
 
     def take(self, batches: Iterable[ChangeBatch], *, after: int, up_to: int) -> None:
         """Note what is folded of the groups after `after`; inside the fold's transaction."""
@@ -88,18 +90,30 @@ class Ledger:
         `routes` has the sinks of those that are not for all of them.
         """
         self._connection.executemany(
-            "insert or replace into left_document values (?, ?, ?, ?, ?)",
+            _LEAVE,
             (
                 (
                     document.key,
                     document.version.position.value,
                     document.version.ordinal,
                     _microseconds(document.committed_at),
-                    "" if document.body is None else ",".join(routes[document.key]) if document.key in routes else None,
+                    sinks_text(document, routes),
+                    None,
                 )
                 for document in documents
             ),
         )
+
+    def leave_runs(self, runs: Sequence[pa.Table]) -> None:
+        """As `leave`, of an app that keeps no rows: all that left of one range."""
+        if sum(run.num_rows for run in runs) > ROW_BY_ROW:
+            for run in runs:
+                self._runs.add(run)
+            return
+        for run in runs:
+            key, position, ordinal, minute, sinks, is_gone = (column.to_pylist() for column in run.columns)
+            committed_at = (60_000_000 * each for each in minute)
+            self._connection.executemany(_LEAVE, zip(key, position, ordinal, committed_at, sinks, is_gone, strict=True))
 
     def _add(self, block: int, windows: WindowSet) -> None:
         for (table, minute), window in windows.windows.items():
@@ -112,35 +126,6 @@ class Ledger:
                 "insert or replace into taken_window values (?, ?, ?, ?, ?, ?)",
                 (block, table, minute, merged.count, f"{merged.sum:x}", f"{merged.xor:x}"),
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stood:
-    """Entities of one minute of their newest change, by where they stand.
-
-    `left` ones have their document in the sinks, `filtered` ones have a row and no document, `gone` ones have no row.
-    """
-
-    minute: int
-    left: int = 0
-    filtered: int = 0
-    gone: int = 0
-    waiting: int = 0
-    held: int = 0
-    dead: int = 0
-
-    @property
-    def entities(self) -> int:
-        """All of them."""
-        return self.left + self.filtered + self.gone + self.waiting + self.held + self.dead
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """How many keys have left, and a text that differs when something left since."""
-
-    documents: int = 0
-    digest: str = ""
 
 
 class LedgerReader:
@@ -181,47 +166,74 @@ class LedgerReader:
         self._connection.rollback()
         return spans
 
-    def documents(self) -> Iterator[LeftDocument]:
-        """Every document that left, in the order of the keys."""
+    def left_tables(self) -> Iterator[pa.Table]:
+        """Every version that left, as `left` has them; of a key the last one counts where versions are the same."""
+        if self._connection is None:
+            return
+        if "left_run" in self._tables:
+            yield from read_runs(self._connection)
         if "left_document" in self._tables:
-            for key, position, ordinal, committed_at, sinks in self._rows("select * from left_document"):
-                yield LeftDocument(
-                    key=key,
-                    version=Version(Lsn(position), ordinal),
-                    committed_at=committed_at,
-                    sinks=None if sinks is None else frozenset(filter(None, sinks.split(","))),
-                )
+            has_gone = any(name == "is_gone" for _, name, *_ in self._rows("pragma table_info(left_document)"))
+            rows = self._connection.execute(
+                "select _key, position, ordinal, committed_at / 60000000, sinks, "
+                f"{'ifnull(is_gone, 0)' if has_gone else '0'} from left_document"
+            )
+            while page := rows.fetchmany(_PAGE):
+                yield stored_run(page)
 
-    def left(self) -> Left:
-        """What left, summed up: it differs whenever a newer document of a key left, or one of another key."""
-        if "left_document" not in self._tables:
-            return Left()
-        ((count, *rest),) = self._rows(
-            "select count(*), max(position), total(position % 1000003), total(ordinal % 1000003), "
-            "total(length(sinks)), count(sinks) from left_document"
+    def left(self) -> str:
+        """A text that is another one whenever a newer document of a key left, or one of another key."""
+        values: list[Any] = []  # Any: values of SQLite
+        if "left_document" in self._tables:
+            values += self._rows(
+                "select count(*), max(position), total(position % 1000003), total(ordinal % 1000003), "
+                "total(length(sinks)), count(sinks) from left_document"
+            )
+        if "left_run" in self._tables:
+            values += self._rows("select max(id) from left_run")
+        return ",".join(str(value) for row in values for value in row)
+
+    def newest(self, texts: Collection[str]) -> Iterator[tuple[str, Version]]:
+        """Of those of these keys, as `key_text` gives them, that do not wait for another try: their newest change."""
+        if self._connection is None or "entity" not in self._tables:
+            return
+        found = self._connection.execute(
+            "select cast(_key as text), position, ordinal from entity "
+            "where standing in (0, 1) and cast(_key as text) in (select value from json_each(?))",
+            (json.dumps(list(texts)),),
         )
-        return Left(documents=count, digest=",".join(map(str, (count, *rest))))
+        for text, position, ordinal in found:
+            yield text, Version(Lsn(position), ordinal)
 
-    def stood(self, entity: str) -> list[Stood]:
-        """The entities, rows of this table, by the minute of their newest change."""
+    def keeps_rows(self) -> bool:
+        """Whether an app that could do without rows keeps them all the same."""
+        return "plan" in self._tables and any(kept for (kept,) in self._rows("select keeps_rows from plan"))
+
+    def is_range_under_way(self) -> bool:
+        """Whether an app that keeps no rows may have more in its sinks than its ledger says."""
+        if not {"plan", "checkpoint"} <= self._tables:
+            return False
+        ((is_ahead,),) = self._rows(
+            "select ifnull((select reading_to from plan), -1) > ifnull((select sequence from checkpoint), -1)"
+        )
+        return bool(is_ahead)
+
+    def entities(
+        self, entity: str, *, are_clean_told: bool = True
+    ) -> Iterator[Sequence[Sequence[Any]]]:  # Any: values of SQLite
+        """Pages of the entities that the state knows, rows of this table: key, position, ordinal, minute of the
+        newest change, standing, and whether the row is there. Clean ones only with `are_clean_told`.
+        """
         rows = f"row_{entity}"
-        if not {"entity", "left_document", rows} <= self._tables:
-            return []
-        found = self._rows(
-            f"""
-            select e.committed_at / 60000000,
-              sum(standing = 0 and r._key is not null and l.sinks is not ''),
-              sum(standing = 0 and r._key is not null and l.sinks is ''),
-              sum(standing = 0 and r._key is null),
-              sum(standing = 1), sum(standing = 2), sum(standing = 3)
-            from entity as e left join left_document as l using (_key) left join {quoted(rows)} as r using (_key)
-            group by 1 order by 1
-            """
+        if self._connection is None or not {"entity", rows} <= self._tables:
+            return
+        found = self._connection.execute(
+            "select e._key, e.position, e.ordinal, e.committed_at / 60000000, e.standing, r._key is not null "
+            f"from entity as e left join {quoted(rows)} as r using (_key) "
+            f"where {int(are_clean_told)} or e.standing <> 0"
         )
-        return [
-            Stood(minute=minute, left=left, filtered=filtered, gone=gone, waiting=waiting, held=held, dead=dead)
-            for minute, left, filtered, gone, waiting, held, dead in found
-        ]
+        while page := found.fetchmany(_PAGE):
+            yield page
 
     def _rows(self, statement: str) -> Iterable[Any]:  # Any: values of SQLite
         return () if self._connection is None else self._connection.execute(statement)

@@ -35,6 +35,14 @@ def take_folder(folder: Path, name: str, *, is_shared: bool) -> tuple[Path, int]
     raise AppHeldError(f"cannot run app {name!r}: {MOST_MEMBERS} processes run it on this machine; stop some first")
 
 
+def member_folders(folder: Path, *, is_shared: bool) -> list[Path]:
+    """Where the runners of an app on this machine keep their states, those that do not run now included."""
+    if not is_shared:
+        return [folder]
+    numbered = [folder / f"member-{number}" for number in range(1, MOST_MEMBERS)]
+    return [folder, *(each for each in numbered if each.exists())]
+
+
 def take_lock(folder: Path, name: str) -> int:
     """The descriptor of the folder's lock, with this process's id in it.
 

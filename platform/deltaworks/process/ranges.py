@@ -9,7 +9,7 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -27,6 +27,7 @@ from deltaworks.process.declared import KEY
 from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key, Row, moment
+from deltaworks.process.left import run_of_documents, runs_of_batch
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink
@@ -51,6 +52,10 @@ class Ranged:
     entity_count: int = 0
     appended_at: Sequence[float] = ()
     committed_at: Sequence[float] = ()
+    gone: pa.Array = field(default_factory=lambda: pa.nulls(0))
+    """Keys of rows that are not there any more, as they came in columns."""
+    gone_keys: frozenset[Key] = frozenset()
+    """The same of rows that were put together one by one."""
 
 
 @contextmanager
@@ -136,6 +141,7 @@ class Ranges:
         with self._state.settling():
             self._keep(reduced, ranged.outcome, held)
             self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
+            self._state.ledger.leave_runs(_left(ranged))
             self._state.ledger.take(batches, after=checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(ranged.checkpoint)
             faults.reach("process.before_settle_commit")
@@ -156,7 +162,9 @@ class Ranges:
         more, more_gone = self._folded(reduced.folded, held)
         outcome = self._loop.run(self._pipeline.run_entities([*entities, *more], gone=[*gone, *more_gone]))
         self._write(outcome)
-        return self._ranged(reduced, outcome, entity_count=len(entities) + len(gone) + len(more) + len(more_gone))
+        ranged = self._ranged(reduced, outcome, entity_count=len(entities) + len(gone) + len(more) + len(more_gone))
+        ranged.gone_keys = frozenset(each.key for each in (*gone, *more_gone))
+        return ranged
 
     def _table_range(self, reduced: Reduced, held: set[Key]) -> Ranged:
         rows = reduced.rows
@@ -170,13 +178,14 @@ class Ranges:
             failed = pa.array([setback.key for setback in outcome.setbacks], rows.column(KEY).type)
             judged = rows.filter(pc.invert(pc.is_in(rows.column(KEY), failed)))
         batch = document_batch(judged, made)
+        handed = faults.hand_over("process.write_batch", batch)
         one_by_one: list[Document] | None = None
         for sink in self._sinks:
             faults.reach("process.before_write")
             if isinstance(sink, BatchSink):
-                sink.write_batch(batch)
-            elif len(batch):
-                one_by_one = batch.documents() if one_by_one is None else one_by_one
+                sink.write_batch(handed)
+            elif len(handed):
+                one_by_one = handed.documents() if one_by_one is None else one_by_one
                 sink.write(one_by_one)
             faults.reach("process.after_write")
         folded, folded_gone = self._folded(reduced.folded, held)
@@ -185,13 +194,16 @@ class Ranges:
         outcome.setbacks += rest.setbacks
         outcome.filtered += batch.gone.num_rows - (rows.num_rows - live.num_rows) + rest.filtered
         outcome.documents, outcome.batch = rest.documents, batch
-        return self._ranged(reduced, outcome, entity_count=rows.num_rows + len(folded) + len(folded_gone))
+        ranged = self._ranged(reduced, outcome, entity_count=rows.num_rows + len(folded) + len(folded_gone))
+        ranged.gone = rows.column(KEY).filter(is_gone).combine_chunks()
+        ranged.gone_keys = frozenset(each.key for each in folded_gone)
+        return ranged
 
     def _write(self, outcome: Outcome) -> None:
         for spec, sink in zip(self._app.sinks, self._sinks, strict=True):
             faults.reach("process.before_write")
             if outcome.documents:
-                sink.write(outcome.documents_for(spec.name))
+                sink.write(faults.hand_over("process.write", outcome.documents_for(spec.name)))
             faults.reach("process.after_write")
 
     def _folded(self, fold: Fold, held: set[Key]) -> tuple[list[Entity[Any]], list[Document]]:
@@ -251,3 +263,13 @@ class Ranges:
             appended_at=reduced.appended_at[some].tolist(),
             committed_at=(committed_at / 1e6).tolist(),
         )
+
+
+def _left(ranged: Ranged) -> list[pa.Table]:
+    """What every sink has of a range, for the ledger."""
+    outcome = ranged.outcome
+    refused = {setback.key for setback in outcome.setbacks} if outcome.refused_in_batch else frozenset()
+    runs = [] if outcome.batch is None else runs_of_batch(outcome.batch, gone=ranged.gone, refused=refused)
+    if outcome.documents:
+        runs.append(run_of_documents(outcome.documents, outcome.routes, gone=ranged.gone_keys))
+    return runs
