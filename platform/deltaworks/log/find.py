@@ -7,20 +7,26 @@ headers are read from the end.
 from bisect import bisect_left
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Protocol, runtime_checkable
 
 from deltaworks.errors import TerminalError
-from deltaworks.log.change_log import GroupHeader, GroupPlace, LogReader
+from deltaworks.log.change_log import GroupHeader, GroupPlace, LogEnd, LogReader
 from deltaworks.position import Lsn
 
 CLOCK_MARGIN = timedelta(minutes=1)
-"""How far the source's clock may be ahead of the one that stamps groups."""
+"""How far the source's clock may be ahead of the one that stamps groups, and how far it may go back."""
 
 
 @runtime_checkable
 class Indexed(Protocol):
     """A reader that knows where any group stands without reading those around it."""
+
+    def oldest(self) -> GroupHeader | None:
+        """See `LogReader.oldest`."""
+
+    def end(self) -> LogEnd:
+        """See `LogReader.end`."""
 
     def place(self, sequence: int) -> GroupPlace:
         """Where a durable group stands."""
@@ -86,8 +92,7 @@ def at_time(reader: LogReader, moment: datetime) -> GroupHeader:
         NoSuchGroupError: nothing was committed since then.
     """
     if isinstance(reader, Indexed):
-        first = _first(reader, lambda place: place.appended_at >= moment - CLOCK_MARGIN)
-        places = map(reader.place, range(first.sequence, reader.end().sequence + 1)) if first is not None else iter(())
+        places = map(reader.place, range(_not_before(reader, moment), reader.end().sequence + 1))
         later = (place for place in places if place.max_committed_at is not None and place.max_committed_at >= moment)
         place = next(later, None)
         return _found(reader, None if place is None else reader.header(place.sequence), moment.isoformat())
@@ -106,6 +111,24 @@ def first_sequence(reader: Indexed, is_there: Callable[[GroupPlace], bool], *, o
     """
     known = range(oldest, last + 1)
     return oldest + bisect_left(known, True, key=lambda sequence: is_there(reader.place(sequence)))
+
+
+def _not_before(reader: Indexed, moment: datetime) -> int:
+    """A group before which nothing was committed at or after a moment, and not long before the first that was."""
+    oldest, last = reader.oldest(), reader.end().sequence
+    if oldest is None:
+        return last + 1
+    since = moment - CLOCK_MARGIN
+    first = first_sequence(reader, lambda place: place.appended_at >= since, oldest=oldest.sequence, last=last)
+
+    def is_committed_since(place: GroupPlace) -> bool:
+        # A group without changes of transactions, of a dump or an idle hour, stands where the one before it does.
+        before = (reader.place(sequence) for sequence in range(place.sequence - 1, first - 1, -1))
+        times = (each.max_committed_at for each in chain([place], before))
+        return next((time for time in times if time is not None), since - CLOCK_MARGIN) >= since
+
+    # What was appended long after it was committed: capture had fallen behind.
+    return first_sequence(reader, is_committed_since, oldest=first, last=last)
 
 
 def _first(reader: LogReader, is_there: Callable[[GroupPlace], bool]) -> GroupHeader | None:

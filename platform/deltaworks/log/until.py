@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deltaworks.log.change_log import EMPTY_END, GroupHeader, LogEnd, LogReader, StoredGroup
-from deltaworks.log.find import Indexed, first_sequence
+from deltaworks.log.find import Indexed, NoSuchGroupError, at_time, first_sequence
 from deltaworks.log.header import end_after
 from deltaworks.position import Lsn
 
@@ -78,20 +78,25 @@ def last_group_at(reader: LogReader, position: Lsn) -> int:
 def position_before(reader: LogReader, moment: datetime) -> Lsn:
     """The position just before the first change that was committed at a moment or later; the log's where none was.
 
+    Reads dumped with it do not count. Exact as far as the source's clock never went back by more than `CLOCK_MARGIN`.
+
     Raises:
         OffsetRetiredError: the log no longer goes back to that moment.
     """
-    older = -1
-    for header in reader.headers_backwards():
-        if header.max_committed_at is not None and header.max_committed_at < moment:
-            older = header.sequence
-            break
-    for group in reader.read(after_sequence=older):
+    try:
+        found = at_time(reader, moment)
+    except NoSuchGroupError:
+        return reader.end().position
+    oldest = reader.oldest()
+    # Of a log that was shortened the first group may not be the first one from then.
+    is_cut = oldest is not None and found.sequence == oldest.sequence
+    for group in reader.read(after_sequence=-1 if is_cut else found.sequence - 1):
         commits = []
         for batch in group.batches:
-            committed_at = batch.rows.column("_committed_at")
+            committed_at, txid = batch.rows.column("_committed_at"), batch.rows.column("_txid")
             is_later = pc.greater_equal(committed_at, pa.scalar(moment, committed_at.type))
-            if (first := pc.min(batch.rows.column("_commit").filter(is_later)).as_py()) is not None:
+            later = batch.rows.column("_commit").filter(pc.and_(is_later, pc.greater(txid, 0)))
+            if (first := pc.min(later).as_py()) is not None:
                 commits.append(first)
         if commits:
             return Lsn(min(commits) - 1)
