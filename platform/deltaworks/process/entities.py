@@ -101,6 +101,7 @@ class Entities:
         while budget > 0 and self.checkpoint.sequence < up_to_sequence:
             reading = self._log.read(after_sequence=self.checkpoint.sequence, max_changes=CHANGES_PER_READ)
             groups = list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
+            self.checkpoint.check_leads_to(groups, app=self._name)
             faults.reach("process.after_read")
             groups = faults.hand_over("process.read", groups)
             if not groups:

@@ -155,7 +155,9 @@ class Ranges:
             # Documents of this range may be in the sinks, so it is taken as it was.
             up_to_sequence, limit = begun, None
         reading = self._log.read(after_sequence=checkpoint.sequence, max_changes=limit)
-        return list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
+        groups = list(takewhile(lambda group: group.header.sequence <= up_to_sequence, reading))
+        checkpoint.check_leads_to(groups, app=self._app.name)
+        return groups
 
     def _row_range(self, reduced: Reduced, held: set[Key]) -> Ranged:
         entities, gone = self._reducer.entities(reduced.rows)

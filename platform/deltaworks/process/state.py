@@ -34,6 +34,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from deltaworks.log.change_log import CorruptLogError, StoredGroup
 from deltaworks.position import START, Lsn, Version
 from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
 from deltaworks.process.answers import Answers
@@ -93,6 +94,20 @@ class Checkpoint:
     offset: int = 0
     position: Lsn = START
     reached: Lsn = START
+
+    def check_leads_to(self, groups: Sequence[StoredGroup], *, app: str) -> None:
+        """Check that groups go on where this is.
+
+        Raises:
+            CorruptLogError: it is another log, or was restored to before this and has grown past it.
+        """
+        found = groups[0].header.previous_position if groups else self.position
+        if self.sequence >= 0 and found != self.position:
+            raise CorruptLogError(
+                f"app {app!r} has read the log up to {str(self.position)!r}, and what comes next there follows "
+                f"{str(found)!r}: the log was made anew, or was restored to before that; remove what this app and its "
+                "sinks have made and start over"
+            )
 
 
 class Waiting(NamedTuple):
