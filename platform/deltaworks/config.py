@@ -71,6 +71,9 @@ class LocalLogConfig(_Model):
     archive: ArchiveConfig | None = None
     """Where segments are copied to once nobody writes to them; readers go on from there, and nothing is removed here
     before it is there."""
+    segment_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
+    """Where a segment ends and the next one begins: what retention removes and an archive takes at once, and what of a
+    log is not in its archive yet."""
     seal: bool = True
     """Compress segments in the background once they are closed. One that is sealed stays so, and is read the same."""
     seal_level: Annotated[int, Field(ge=1, le=19)] = 1

@@ -196,6 +196,34 @@ def archive(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @log.command()
+def restore(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Make the log of SOURCE, whose folder was lost, anew from its archive; its segments stay there until read."""
+    from deltaworks import operate
+
+    settings = load_config(config)
+    done = operate.restore_log(settings, source)
+    kept = done.log
+    out.print(
+        f"{source}: groups {kept.first} to {kept.last}, up to {kept.position}, are back: {kept.segments:,} segments, "
+        f"{byte_text(kept.bytes)} in the archive; capture goes on from there",
+        highlight=False,
+    )
+    if kept.lost:
+        out.print(f"left out, for what follows them is gone: {', '.join(kept.lost)}", highlight=False)
+    for reader, sequence in sorted(done.ahead.items()):
+        kind, _, name = reader.partition(" ")
+        made = f"schema lake.{source} and its row in lake.deltaworks.load"
+        if kind == "app":
+            made = f"{str(settings.app_folder(name))!r} and what its sinks hold"
+        out.print(
+            f"{reader} has read up to group {sequence}, which is lost, and will not go on: remove {made}; it then "
+            "reads the log from its first group",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@log.command()
 def begin(
     source: Annotated[str | None, typer.Argument(help="A source, whose log the lake has not loaded yet.")] = None,
     *,

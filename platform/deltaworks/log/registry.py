@@ -12,7 +12,8 @@ from deltaworks.config import Config, KafkaLogConfig, LocalLogConfig
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.archive.cache import ArchivedSegments
 from deltaworks.log.archive.manifest import Archived
-from deltaworks.log.archive.place import ArchivePlace
+from deltaworks.log.archive.place import ArchivePlace, check_archive
+from deltaworks.log.archive.restore import NothingArchivedError, Restored, restore_log
 from deltaworks.log.archive.standing import ArchiveStatus, SegmentPlace, archive_status, note_fault, segment_places
 from deltaworks.log.archive.upload import archive_log
 from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
@@ -69,6 +70,22 @@ class LogPlace(Protocol):
             TerminalError: a person has to act. Either way `archived` says so from then on.
         """
 
+    def check(self) -> None:
+        """See that what keeps the log is as it has to be; asks it, and changes nothing of the log.
+
+        Raises:
+            DeltaworksError: what is wrong with it, and the next step.
+        """
+
+    def restore(self) -> Restored:
+        """Make a log that was lost anew from its archive; see `archive.restore`.
+
+        Raises:
+            LogThereError: the log is there.
+            NothingArchivedError: it has no archive, or the archive has nothing of it.
+            DeltaworksError: what else `archive.restore` raises.
+        """
+
     def archived(self) -> ArchiveStatus | None:
         """How the log's archive is, without asking it; `None` for a log that has none."""
 
@@ -106,7 +123,8 @@ class LocalLog:
 
     def writer(self) -> LocalLogWriter:
         """See `LogPlace`."""
-        return LocalLogWriter.open(self.folder, seal_level=self._seal_level)
+        size = self.settings.segment_bytes
+        return LocalLogWriter.open(self.folder, segment_bytes=size, seal_level=self._seal_level)
 
     def take_over(self) -> LocalLogWriter:
         """See `LogPlace`."""
@@ -139,6 +157,20 @@ class LocalLog:
             raise
         note_fault(self.folder, None)
         return done
+
+    def check(self) -> None:
+        """See `LogPlace`. Of a folder there is nothing to ask; of an archive, whether it takes and gives."""
+        if self._archive is not None:
+            check_archive(self._archive)
+
+    def restore(self) -> Restored:
+        """See `LogPlace`."""
+        if self._archive is None:
+            raise NothingArchivedError(
+                f"cannot restore the log in {str(self.folder)!r}: it has no archive; set log.archive in "
+                "deltaworks.yaml to where it was archived"
+            )
+        return restore_log(self.folder, self._archive)
 
     def segment_places(self) -> Sequence[SegmentPlace]:
         """See `LogPlace`."""

@@ -2,7 +2,7 @@
 
 | function   | when it returns                                                            |
 |------------|----------------------------------------------------------------------------|
-| `check`    | everything that keeps a source from being captured is listed               |
+| `check`    | everything that keeps a source from being captured, or archived, is listed |
 | `capture`  | everything committed before the call is in the change log                  |
 | `process`  | the app has seen the log as of the call; its documents are in its sinks    |
 | `reprocess` | the app made documents of some keys anew, though nothing changed            |
@@ -17,6 +17,7 @@
 | `release`  | the views of `prod` show the version that was checked                      |
 | `list_logs`, `list_segments`, `find_group`, `newest_groups` | what is in the logs is known: headers, no row data |
 | `begin_lake`, `begin_app` | a new reader begins in a log that was shortened, with a dump |
+| `restore_log` | a log whose folder was lost is there again, from its archive          |
 | `retire_log` | the segments of a log that need not be kept are removed         |
 | `history`  | schema changes and gaps of a source are read out of its log                |
 | `tables_met` | the tables that capture has met are read out of its log                    |
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
     from deltaworks.operate.repairing import RepairError, repair
     from deltaworks.operate.replaying import Replayed, ReplayError, parse_start, replay
+    from deltaworks.operate.restoring import RestoredLog, restore_log
     from deltaworks.operate.retention import read_up_to, retire_log
 
 __all__ = [
@@ -125,6 +127,7 @@ __all__ = [
     "ReplayError",
     "Replayed",
     "RequestRefusedError",
+    "RestoredLog",
     "ServiceSlowError",
     "StatusRow",
     "TableProgress",
@@ -175,6 +178,7 @@ __all__ = [
     "repair",
     "replay",
     "reprocess",
+    "restore_log",
     "resume",
     "retire_log",
     "retiring",
@@ -218,6 +222,7 @@ _LATE = {
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
     "beginning": ("Begun", "begin_app", "begin_lake"),
+    "restoring": ("RestoredLog", "restore_log"),
     "retention": ("read_up_to", "retire_log"),
     "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),
     "asking": (

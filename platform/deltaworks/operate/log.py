@@ -18,7 +18,7 @@ from deltaworks.capture.continuity import LeaseHeldError, LeaseLostError, Source
 from deltaworks.capture.registry import open_source
 from deltaworks.capture.source import Finding, Source
 from deltaworks.config import Config
-from deltaworks.errors import RetryableError
+from deltaworks.errors import DeltaworksError, RetryableError
 from deltaworks.log import recorder
 from deltaworks.log.change_log import FencedError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
@@ -56,9 +56,15 @@ class Captured:
 
 
 def check(config: Config, source: str) -> Sequence[Finding]:
-    """List what keeps the source from being captured."""
+    """List what keeps the source from being captured, and its log from being archived."""
     with opened(config, source) as database:
-        return database.check()
+        found = list(database.check())
+    try:
+        log_of(config, source).check()
+    except DeltaworksError as error:
+        what, _, mend = str(error).partition("; ")
+        found.append(Finding(what=what, mend=mend or "look at sources." + source + ".log in deltaworks.yaml"))
+    return found
 
 
 def least_role(config: Config, source: str) -> str:

@@ -10,22 +10,21 @@ since; a damaged one is fetched again. Any number of processes share the folder.
 """
 
 import os
-import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import structlog
 
-from deltaworks import faults
+from deltaworks.log.archive.fetch import UNFINISHED, fetch
 from deltaworks.log.archive.manifest import NAME, Archived, read_manifest
-from deltaworks.log.archive.place import ArchivePlace, CorruptArchiveError
+from deltaworks.log.archive.place import ArchivePlace
 from deltaworks.log.archive.upload import hash_of
-from deltaworks.log.change_log import ArchivedSegmentGoneError
+from deltaworks.object_store import StoreClient
 
-_UNFINISHED = ".part"
 _UNFINISHED_S = 3_600.0
 """Age at which a download that nobody ended is removed."""
 
@@ -46,6 +45,7 @@ class ArchivedSegments:
         self._lock = threading.Lock()
         self._listed: tuple[_Identity, Mapping[int, Archived]] | None = None
         self._sound: dict[str, _Identity] = {}
+        self._client: StoreClient | None = None
 
     def firsts(self) -> Collection[int]:
         """The first sequence of each archived segment, in order."""
@@ -66,8 +66,8 @@ class ArchivedSegments:
                 self._download(archived)
             # Only the time of use: whoever looks at the time of change sees whether the content was touched.
             with suppress(FileNotFoundError):
-                changed_ns = (self._cache / archived.name).stat().st_mtime_ns
-                os.utime(self._cache / archived.name, ns=(time.time_ns(), changed_ns))
+                changed_ns = (self._cache / archived.file_name).stat().st_mtime_ns
+                os.utime(self._cache / archived.file_name, ns=(time.time_ns(), changed_ns))
         return self._cache
 
     def _manifest(self) -> Mapping[int, Archived]:
@@ -80,7 +80,7 @@ class ArchivedSegments:
         return listed[1]
 
     def _is_sound(self, archived: Archived) -> bool:
-        path = self._cache / archived.name
+        path = self._cache / archived.file_name
         identity = _identity(path)
         if identity is None:
             return False
@@ -98,36 +98,19 @@ class ArchivedSegments:
     def _download(self, archived: Archived) -> None:
         self._cache.mkdir(parents=True, exist_ok=True)
         self._make_room(archived)
-        name = self._place.object(archived.name)
-        descriptor, draft = tempfile.mkstemp(dir=self._cache, prefix=archived.name, suffix=_UNFINISHED)
-        try:
-            with os.fdopen(descriptor, "w+b") as file:
-                with self._place.store.opened() as client:
-                    is_there = client.read(name, file)
-                file.seek(0)
-                found = hash_of(file).hex()
-            faults.reach("archive.before_keep")
-            if not is_there:
-                raise ArchivedSegmentGoneError(
-                    f"cannot read groups {archived.first} to {archived.last} of the log {str(self._folder)!r}: they "
-                    f"were removed here after they went to {self._place.url(archived.name)!r}, and that is gone; put "
-                    "it back, or stop the log's services, remove its folder and what its readers have made, then "
-                    f"run `deltaworks dump {self._place.log}`"
-                )
-            if found != archived.sha256:
-                raise CorruptArchiveError(
-                    f"cannot read groups {archived.first} to {archived.last} from {self._place.url(archived.name)!r}: "
-                    f"it has sha256 {found!r} and went there with {archived.sha256!r}; restore an older version of "
-                    "that object or a copy of it, or remove the log and dump the source again"
-                )
-            Path(draft).replace(self._cache / archived.name)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
-        identity = _identity(self._cache / archived.name)
+        into = self._cache / archived.file_name
+        fetch(archived, self._place, self._connected(), into=into, folder=self._folder)
+        identity = _identity(self._cache / archived.file_name)
         if identity is not None:
             self._sound[archived.name] = identity
-        logger.info("fetched a segment from the archive", log=self._place.log, segment=archived.name)
+
+    def _connected(self) -> StoreClient:
+        """The connection to the store; made once, for that takes longer than to fetch a segment."""
+        if self._client is None:
+            with ExitStack() as stack:
+                self._client = stack.enter_context(self._place.store.opened())
+                weakref.finalize(self, stack.pop_all().close)
+        return self._client
 
     def _make_room(self, wanted: Archived) -> None:
         """Remove the copies that were used the longest ago until a new one fits."""
@@ -137,8 +120,8 @@ class ArchivedSegments:
                 copies.append((path.stat(), path))
         room = self._cache_bytes - wanted.bytes - sum(facts.st_size for facts, _ in copies)
         for facts, path in sorted(copies, key=lambda copy: copy[0].st_atime_ns):
-            is_being_written = path.suffix == _UNFINISHED and time.time() - facts.st_mtime < _UNFINISHED_S
-            if is_being_written or (room >= 0 and path.suffix != _UNFINISHED):
+            is_being_written = path.suffix == UNFINISHED and time.time() - facts.st_mtime < _UNFINISHED_S
+            if is_being_written or (room >= 0 and path.suffix != UNFINISHED):
                 continue
             path.unlink(missing_ok=True)
             room += facts.st_size

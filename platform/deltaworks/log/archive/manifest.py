@@ -12,21 +12,31 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 NAME = "archived"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """A segment as it lies in the archive: groups `first` to `last`, in a file of that name and content."""
+    """A segment as it lies in the archive: groups `first` to `last`, in an object of that name and content."""
 
     name: str
     first: int
     last: int
     bytes: int
     sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called in a folder: the name in the archive may have a timeline in it."""
+        return f"{self.first:020d}{Path(self.name).suffix}"
+
+    def up_to(self, last: int) -> Self:
+        """The same where another segment begins behind that group already."""
+        return replace(self, last=min(self.last, last))
 
 
 def read_manifest(folder: Path) -> Mapping[int, Archived]:

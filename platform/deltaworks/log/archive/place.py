@@ -5,11 +5,12 @@ metadata: sha256, last (its last group), position (where the log stood after it)
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 
 from deltaworks.config import ArchiveConfig, S3Config
 from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import CorruptLogError
-from deltaworks.object_store import ObjectStore, Use
+from deltaworks.object_store import PROBE, ObjectStore, Use
 
 _USE = Use(
     purpose="archive a log",
@@ -48,3 +49,18 @@ class ArchivePlace:
     def url(self, file_name: str = "") -> str:
         """Its address, for people."""
         return self.store.url(self.object(file_name))
+
+
+def check_archive(place: ArchivePlace) -> None:
+    """See that the store takes, gives and lists objects, and refuses the second of two writers; it keeps a small one.
+
+    Raises:
+        ConditionalWriteError: it takes both writers, or does not know the condition.
+        ObjectStoreDeniedError: there are no keys, they may not do that, or there is no such bucket.
+        ObjectStoreDownError: it does not answer.
+        MissingExtraError: the libraries of `deltaworks[aws]` are not installed.
+    """
+    with place.store.opened() as client:
+        client.refuse_second_writer()
+        client.read(PROBE, BytesIO())
+        next(client.names(place.object("")), None)

@@ -74,7 +74,7 @@ def segment_places(folder: Path, cache: Path | None) -> Sequence[SegmentPlace]:
     found: list[SegmentPlace] = []
     for first, following in zip(firsts, [*firsts[1:], None], strict=True):
         entry, size = archived.get(first), size_of(folder, first) if first in here else None
-        cached = None if entry is None or cache is None else _size(cache / entry.name)
+        cached = None if entry is None or cache is None else _size(cache / entry.file_name)
         where: list[Literal["here", "archive", "cache"]] = []
         where += ["here"] if size is not None else []
         where += ["archive"] if entry is not None else []

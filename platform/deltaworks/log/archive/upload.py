@@ -25,6 +25,7 @@ from deltaworks import faults
 from deltaworks.errors import RetryableError
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, ArchivePlace
+from deltaworks.log.archive.timelines import live, name_on, names_in, read_timeline
 from deltaworks.log.change_log import CorruptLogError, LogBusyError
 from deltaworks.log.end_file import read_end
 from deltaworks.log.local_reader import LocalLogReader
@@ -103,14 +104,13 @@ def _upload(folder: Path, segment: Pending, place: ArchivePlace, client: StoreCl
     with closed_file(folder, segment.first) as file:
         path = Path(file.name)
         digest = hash_of(file)
-        archived = Archived(
-            name=path.name, first=segment.first, last=segment.last, bytes=file.tell(), sha256=digest.hex()
-        )
+        name = name_on(read_timeline(folder), path.name)
+        archived = Archived(name=name, first=segment.first, last=segment.last, bytes=file.tell(), sha256=digest.hex())
         file.seek(0)
         faults.reach("archive.before_put")
         position = LocalLogReader(folder).header(segment.last + 1).previous_position
         is_new = client.put_first(
-            place.object(path.name),
+            place.object(name),
             file,
             ContentLength=archived.bytes,
             ChecksumSHA256=base64.b64encode(digest).decode(),
@@ -118,7 +118,7 @@ def _upload(folder: Path, segment: Pending, place: ArchivePlace, client: StoreCl
         )
     if not is_new:
         _check_is_same(archived, place, client)
-    logger.info("archived a segment", log=place.log, segment=path.name, bytes=archived.bytes, is_new=is_new)
+    logger.info("archived a segment", log=place.log, segment=name, bytes=archived.bytes, is_new=is_new)
     return archived
 
 
@@ -140,19 +140,18 @@ def _found_again(folder: Path, place: ArchivePlace, client: StoreClient) -> Iter
     """What the archive has right before the oldest local segment, for a folder whose list was lost."""
     following = min(segments(folder), default=0)
     position = str(LocalLogReader(folder).header(following).previous_position) if following else ""
-    for name in sorted(client.names(place.object("")), reverse=True):
-        file_name = name.removeprefix(place.object(""))
-        first = int(file_name.partition(".")[0])
-        if first >= following:
+    for found in reversed(live(names_in(client.names(place.object("")), place))):
+        if found.first >= following:
             continue
-        beside: Mapping[str, str] = client.metadata(name) or {}
+        beside: Mapping[str, str] = client.metadata(place.object(found.name)) or {}
         is_ours = position in ("", beside.get("position"))
-        if beside.get("last") != str(following - 1) or not is_ours:
+        # Behind its last group may be the start of a transaction whose other parts were lost before a restore.
+        if int(beside.get("last", -1)) < following - 1 or not is_ours:
             return
         yield Archived(
-            name=file_name, first=first, last=following - 1, bytes=int(beside["size"]), sha256=beside["sha256"]
+            name=found.name, first=found.first, last=following - 1, bytes=int(beside["size"]), sha256=beside["sha256"]
         )
-        following, position = first, ""
+        following, position = found.first, ""
 
 
 def hash_of(file: IO[bytes]) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deltaworks.config import KafkaLogConfig
 from deltaworks.log.archive.manifest import Archived
+from deltaworks.log.archive.restore import NothingArchivedError, Restored
 from deltaworks.log.archive.standing import SegmentPlace
 from deltaworks.log.holder import holder_of
 from deltaworks.log.kafka.client import Client
@@ -62,6 +63,15 @@ class KafkaLog:
     def archive(self) -> Sequence[Archived]:
         """See `LogPlace`. There is none: what the brokers keep is kept."""
         return ()
+
+    def check(self) -> None:
+        """See `LogPlace`. The topics are looked at by every writer and reader when it begins."""
+
+    def restore(self) -> Restored:
+        """See `LogPlace`. There is no archive."""
+        raise NothingArchivedError(
+            f"cannot restore the log in topics {self._client.topics!r}: it has no archive; the brokers keep its copies"
+        )
 
     def segment_places(self) -> Sequence[SegmentPlace]:
         """See `LogPlace`. The brokers know."""
