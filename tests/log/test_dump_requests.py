@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from deltaworks.log.dump_requests import (
-    ENDED_KEPT,
     DumpOutcome,
     DumpRequest,
     DumpRequests,
@@ -15,6 +14,7 @@ from deltaworks.log.dump_requests import (
     UnknownDumpError,
     Wanted,
 )
+from deltaworks.request_folder import ENDED_KEPT
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def outcome_of(request: DumpRequest, ending: Ending = Ending.DONE) -> DumpOutcom
 def test_request_is_read_back_as_it_was_asked_with_each_name_and_key_once(requests: DumpRequests) -> None:
     request = DumpRequest.new(["t", "t"], keys=[("5", "é"), ("7", ""), ("5", "é")])
     requests.ask(request)
-    assert list(DumpRequests(requests._folder).open()) == [request]
+    assert list(DumpRequests(requests.folder).open()) == [request]
     assert (request.tables, request.keys) == (("t",), (("5", "é"), ("7", "")))
 
 
@@ -41,7 +41,7 @@ def test_folder_that_is_not_there_has_no_requests(requests: DumpRequests) -> Non
 def test_wish_reaches_another_reader_of_the_folder(requests: DumpRequests) -> None:
     request = DumpRequest.new(["t"])
     requests.ask(request)
-    holder = DumpRequests(requests._folder)
+    holder = DumpRequests(requests.folder)
     assert [each.wanted for each in holder.open()] == [Wanted.RUN]
     requests.want(request.id, Wanted.PAUSE)
     assert [each.wanted for each in holder.open()] == [Wanted.PAUSE]
@@ -72,7 +72,7 @@ def test_missing_keys_of_a_chunk_that_was_read_again_are_told_once(requests: Dum
     requests.note_missing(request.id, first=500, keys=[("9",)])
     requests.note_missing(request.id, first=0, keys=[("1",), ("2",)])
     requests.note_missing(request.id, first=0, keys=[("1",)])
-    with (requests._folder / f"{request.id}.missing.jsonl").open("a") as file:
+    with (requests.folder / f"{request.id}.missing.jsonl").open("a") as file:
         file.write('[1000, [["half')
     assert requests.missing(request.id) == (("1",), ("9",))
 
@@ -81,10 +81,10 @@ def test_file_that_is_no_request_is_put_aside(requests: DumpRequests) -> None:
     request = DumpRequest.new(["t"])
     requests.ask(request)
     for name, text in (("a", "{"), ("b", "[]"), ("c", json.dumps({"id": "c"}))):
-        (requests._folder / f"{name}.request.json").write_text(text)
+        (requests.folder / f"{name}.request.json").write_text(text)
     assert list(requests.open()) == [request]
     assert list(requests.open()) == [request]
-    assert len(list(requests._folder.glob("*.unreadable"))) == 3
+    assert len(list(requests.folder.glob("*.unreadable"))) == 3
 
 
 def test_only_the_newest_outcomes_are_kept(requests: DumpRequests) -> None:

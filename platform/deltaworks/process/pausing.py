@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deltaworks.errors import TerminalError
-from deltaworks.process.requests import write_json
+from deltaworks.request_folder import write_json
 
 LOOK_EVERY_S = 0.2
 """How often a paused runner looks whether it may go on."""

@@ -10,7 +10,6 @@ thread of its own, or a C library that does not come back, keeps from them, only
 """
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from deltaworks.position import Lsn, Version
 from deltaworks.process.fold import Key
+from deltaworks.request_folder import write_json
 
 Holder = Callable[[Mapping[str, Any]], Any]
 """From the variables of a caller to the entity or turn that it calls a step for; `None` before there is any."""
@@ -65,17 +65,7 @@ class Stuck:
 
     def write(self, folder: Path) -> None:
         """Keep it for the next life of the app; on disk when this returns."""
-        draft = folder / f".{STUCK_FILE}"
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / STUCK_FILE)
-        directory = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_json(folder / STUCK_FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
