@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 from deltaworks.config import Config
 from deltaworks.connection import MySqlConnection
 from deltaworks.position import Lsn, Version
-from deltaworks.process.document_json import UnsupportedBodyError, document_json
+from deltaworks.process.document_json import document_json
 from deltaworks.process.shape import Field
 from deltaworks.process.sink import Capabilities, Document, Sink, SinkAwayError, SinkReader, StoredVersion
 from deltaworks.store.sinks.package import needed
 from deltaworks.store.sinks.pending import PendingSink
 from deltaworks.store.sinks.sql_table import (
     CAPABILITIES,
-    META,
+    HALF_A_PAIR,
     REACHED,
     TOMBSTONE,
     RowRefusedError,
@@ -40,9 +40,14 @@ from deltaworks.store.sinks.sql_table import (
     SqlTable,
     SqlTableError,
     aware,
+    away,
     closing_on_error,
+    columns_to_add,
+    newest_of,
+    refusing,
     text_fault,
     tombstone_rows,
+    unusable,
 )
 
 if TYPE_CHECKING:
@@ -149,16 +154,10 @@ class MySqlSession:
         try:
             yield
         except err.MySQLError as error:
-            code = _code(error)
-            if code in _AWAY or isinstance(error, err.InterfaceError):
+            if _code(error) in _AWAY or isinstance(error, err.InterfaceError):
                 self.close()
-                raise SinkAwayError(
-                    f"cannot write table {self.table.name.name!r} at {self._where!r}: {_told(error)}; it is tried again"
-                ) from error
-            raise SqlTableError(
-                f"cannot write table {self.table.name.name!r} at {self._where!r}: {_told(error)}; mend the table or "
-                "the rights of the account"
-            ) from error
+                raise away(self.table, self._where, _told(error)) from error
+            raise unusable(self.table, self._where, _told(error)) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -178,30 +177,22 @@ class MySqlSession:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """See `SqlSession.savepoint`."""
-        from pymysql import err  # noqa: PLC0415
-
         self.run("savepoint part")
         try:
-            yield
-        except (UnsupportedBodyError, RowRefusedError) as error:
+            with refusing(self.table, _told_of_row):
+                yield
+        except RowRefusedError:
             self.run("rollback to savepoint part")
-            raise RowRefusedError(str(error)) from error
-        except err.MySQLError as error:
-            if _code(error) not in _REFUSED:
-                raise
-            self.run("rollback to savepoint part")
-            raise RowRefusedError(f"table {self.table.name.name!r} refuses it: {_told(error)}") from error
+            raise
 
     def versions(self, keys: Sequence[Any]) -> dict[Any, Version]:
         """See `SqlSession.versions`."""
         rows = self.run("select {key}, _commit, _ordinal from {table} where {key} in %s", [keys])
-        found = {key: Version(Lsn(commit), ordinal) for key, commit, ordinal in rows}
-        by_text = {str(key): key for key in keys}
         buried = self.run(
             "select `key`, commit, ordinal from {tombstone} where sink = %s and `key` in %s",
-            [self._sink, list(by_text)],
+            [self._sink, [str(key) for key in keys]],
         )
-        return found | {by_text[text]: Version(Lsn(commit), ordinal) for text, commit, ordinal in buried}
+        return newest_of(rows, buried, keys)
 
     def put(self, documents: Sequence[Document]) -> None:
         """See `SqlSession.put`."""
@@ -291,21 +282,9 @@ class MySqlSession:
 
     def _add_columns(self) -> None:
         present = {row[0] for row in self.run("show columns from {table}")}
-        for item in self.table.fields:
-            if item.name in present:
-                continue
-            if item.name == self.table.key:
-                raise SqlTableError(
-                    f"cannot use table {self.table.name.name!r}: it has no key column {item.name!r}; its columns are "
-                    f"{', '.join(sorted(present))}; add it, or choose another table"
-                )
+        meta_types = "bigint unsigned, bigint unsigned, datetime(6)"
+        for item in columns_to_add(self.table, present, meta_types=meta_types):
             self.run(f"alter table {{table}} add column {_quoted(item.name)} {_column_type(item)}")
-        lacking = sorted(set(META) - present)
-        if lacking:
-            raise SqlTableError(
-                f"cannot use table {self.table.name.name!r}: it was made for something else and lacks "
-                f"{', '.join(lacking)}; add them as bigint unsigned, the time as datetime(6), or choose another table"
-            )
 
     def _roll_back(self) -> None:
         from pymysql import err  # noqa: PLC0415
@@ -400,6 +379,12 @@ def _code(error: Exception) -> int:
     return error.args[0] if error.args and isinstance(error.args[0], int) else 0
 
 
+def _told_of_row(error: Exception) -> str | None:
+    from pymysql import err  # noqa: PLC0415
+
+    return _told(error) if isinstance(error, err.MySQLError) and _code(error) in _REFUSED else None
+
+
 def _told(error: Exception) -> str:
     """The error's number and kind; its words may quote a value."""
     return f"{type(error).__name__} {_code(error)}"
@@ -433,7 +418,7 @@ def _scalar(value: Any) -> Any:
         return _fitting(value)
     if isinstance(value, str):
         if (fault := text_fault(value)) is not None and "surrogate" in fault:
-            raise RowRefusedError("it holds half of a surrogate pair, which is no text; mend it in the app")
+            raise RowRefusedError(HALF_A_PAIR)
         return value
     if isinstance(value, (int, bytes, date)):
         return value

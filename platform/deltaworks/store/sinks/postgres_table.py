@@ -30,7 +30,7 @@ from pydantic import SecretStr
 from deltaworks.config import Config
 from deltaworks.connection import PostgresConnection
 from deltaworks.position import Lsn, Version
-from deltaworks.process.document_json import UnsupportedBodyError, document_json
+from deltaworks.process.document_json import document_json
 from deltaworks.process.shape import is_record
 from deltaworks.process.sink import Capabilities, Document, Sink, SinkAwayError, SinkReader, StoredVersion
 from deltaworks.store.sinks.pending import PendingSink
@@ -39,14 +39,18 @@ from deltaworks.store.sinks.sql_table import (
     META,
     REACHED,
     TOMBSTONE,
-    RowRefusedError,
     SqlDelivery,
     SqlTable,
     SqlTableError,
     aware,
+    away,
     closing_on_error,
+    columns_to_add,
+    newest_of,
+    refusing,
     text_fault,
     tombstone_rows,
+    unusable,
 )
 
 _TYPES: Mapping[Any, str] = {
@@ -142,17 +146,10 @@ class PostgresSession:
             # A connection that broke has no state, or tells of a shutdown.
             if isinstance(error, psycopg.OperationalError) and (not state or state.startswith(_AWAY_STATES)):
                 self.close()
-                raise SinkAwayError(
-                    f"cannot write table {self.table.name} at {self._where!r}: {_told(error)}; it is tried again"
-                ) from error
+                raise away(self.table, self._where, _told(error)) from error
             if state.startswith(_AWAY_STATES):
-                raise SinkAwayError(
-                    f"cannot write table {self.table.name} now: {_told(error)}; it is tried again"
-                ) from error
-            raise SqlTableError(
-                f"cannot write table {self.table.name} at {self._where!r}: {_told(error)}; mend the table or the "
-                "rights of the role"
-            ) from error
+                raise away(self.table, self._where, _told(error)) from error
+            raise unusable(self.table, self._where, _told(error)) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -167,29 +164,18 @@ class PostgresSession:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """See `SqlSession.savepoint`."""
-        try:
-            with self.connection.transaction():
-                yield
-        except UnsupportedBodyError as error:
-            raise RowRefusedError(str(error)) from error
-        except UnicodeEncodeError as error:
-            raise RowRefusedError("it holds half of a surrogate pair, which is no text; mend it in the app") from error
-        except psycopg.Error as error:
-            if (error.sqlstate or "").startswith(_REFUSED_STATES):
-                raise RowRefusedError(f"table {self.table.name} refuses it: {_told(error)}") from error
-            raise
+        with refusing(self.table, _told_of_row), self.connection.transaction():
+            yield
 
     def versions(self, keys: Sequence[Any]) -> dict[Any, Version]:
         """See `SqlSession.versions`."""
         rows = self._run("select {key}, _commit, _ordinal from {table} where {key} = any(%(keys)s)", keys=list(keys))
-        found = {key: Version(Lsn(commit), ordinal) for key, commit, ordinal in rows}
-        by_text = {str(key): key for key in keys}
         buried = self._run(
             "select key, commit, ordinal from {tombstone} where sink = %(sink)s and key = any(%(keys)s)",
             sink=self._sink,
-            keys=list(by_text),
+            keys=[str(key) for key in keys],
         )
-        return found | {by_text[text]: Version(Lsn(commit), ordinal) for text, commit, ordinal in buried}
+        return newest_of(rows, buried, keys)
 
     def put(self, documents: Sequence[Document]) -> None:
         """See `SqlSession.put`."""
@@ -252,20 +238,8 @@ class PostgresSession:
             name=self._sql.table_text,
         )
         present = {name for (name,) in rows}
-        for item in self.table.fields:
-            if item.name not in present:
-                if item.name == self.table.key:
-                    raise SqlTableError(
-                        f"cannot use table {self.table.name}: it has no key column {item.name!r}; its columns are "
-                        f"{', '.join(sorted(present))}; add it, or choose another table"
-                    )
-                self._run(f"alter table {{table}} add column {{column}} {_column_type(item.type)}", column=item.name)
-        lacking = sorted(set(META) - present)
-        if lacking:
-            raise SqlTableError(
-                f"cannot use table {self.table.name}: it was not made for a sink and lacks {', '.join(lacking)}; "
-                "add them as bigint, bigint, timestamptz, or choose another table"
-            )
+        for item in columns_to_add(self.table, present, meta_types="bigint, bigint, timestamptz"):
+            self._run(f"alter table {{table}} add column {{column}} {_column_type(item.type)}", column=item.name)
 
     @property
     def _sink(self) -> str:
@@ -386,6 +360,12 @@ def _connect(dsn: str, where: str) -> psycopg.Connection[Any]:
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.execute("set time zone 'UTC'; set client_encoding to 'UTF8'")
     return connection
+
+
+def _told_of_row(error: Exception) -> str | None:
+    if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_REFUSED_STATES):
+        return _told(error)
+    return None
 
 
 def _told(error: psycopg.Error) -> str:

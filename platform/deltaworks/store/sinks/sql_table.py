@@ -12,7 +12,7 @@ The lock on the sink's row makes flushes follow each other, whoever sends them, 
 such also when its writer was believed dead. A document that the database refuses is found by halving.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +21,9 @@ from typing import Any, Protocol
 from deltaworks import faults
 from deltaworks.errors import TerminalError
 from deltaworks.position import Lsn, Version
+from deltaworks.process.document_json import UnsupportedBodyError
 from deltaworks.process.shape import Field, fields_of
-from deltaworks.process.sink import Capabilities, Document, Refusal, key_text
+from deltaworks.process.sink import Capabilities, Document, Refusal, SinkAwayError, key_text
 from deltaworks.schema import TableName
 from deltaworks.store.sinks.pending import not_stale
 
@@ -30,6 +31,7 @@ META = ("_commit", "_ordinal", "_committed_at")
 """The columns behind the declared ones."""
 TOMBSTONE = "deltaworks_tombstone"
 REACHED = "deltaworks_sink"
+HALF_A_PAIR = "it holds half of a surrogate pair, which is no text; mend it in the app"
 CAPABILITIES = Capabilities(is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True)
 
 
@@ -70,6 +72,11 @@ class SqlTable:
         if taken:
             raise SqlTableError(f"cannot make table {name!r}: {', '.join(taken)} is ours; rename it in {schema!r}")
         return cls(name=TableName.parse(name), key=key, fields=fields)
+
+    @property
+    def text(self) -> str:
+        """The name as errors give it."""
+        return repr(self.name.short)
 
     @property
     def key_field(self) -> Field:
@@ -172,6 +179,67 @@ class SqlDelivery:
             half = len(documents) // 2
             return self._put(documents[:half]) + self._put(documents[half:])
         return []
+
+
+def newest_of(
+    rows: Iterable[tuple[Any, int, int]], buried: Iterable[tuple[str, int, int]], keys: Sequence[Any]
+) -> dict[Any, Version]:
+    """What is stored of these keys, by key: rows of the table, and of `deltaworks_tombstone` by the key's text."""
+    by_text = {str(key): key for key in keys}
+    found = {key: Version(Lsn(commit), ordinal) for key, commit, ordinal in rows}
+    return found | {by_text[text]: Version(Lsn(commit), ordinal) for text, commit, ordinal in buried}
+
+
+def columns_to_add(table: SqlTable, present: Collection[str], *, meta_types: str) -> list[Field]:
+    """The declared columns that a table which is there does not have; any of them may be null.
+
+    Raises:
+        SqlTableError: it has no key column, or was made for something else and lacks ours.
+    """
+    if table.key not in present:
+        raise SqlTableError(
+            f"cannot use table {table.text}: it has no key column {table.key!r}; its columns are "
+            f"{', '.join(sorted(present))}; add it, or choose another table"
+        )
+    lacking = sorted(set(META) - set(present))
+    if lacking:
+        raise SqlTableError(
+            f"cannot use table {table.text}: it was made for something else and lacks {', '.join(lacking)}; "
+            f"add them as {meta_types}, or choose another table"
+        )
+    return [item for item in table.fields if item.name not in present]
+
+
+def away(table: SqlTable, where: str, told: str) -> SinkAwayError:
+    """The error of a server that cannot be had at this moment; `told` is what it said, without any value."""
+    return SinkAwayError(f"cannot write table {table.text} at {where!r}: {told}; it is tried again")
+
+
+def unusable(table: SqlTable, where: str, told: str) -> SqlTableError:
+    """The error of a server that will not do it, whatever the documents are."""
+    return SqlTableError(
+        f"cannot write table {table.text} at {where!r}: {told}; mend the table or the rights of the account"
+    )
+
+
+@contextmanager
+def refusing(table: SqlTable, told_of: Callable[[Exception], str | None]) -> Iterator[None]:
+    """Make errors that say something about a row its refusal; `told_of` gives what such an error says, else `None`.
+
+    Raises:
+        RowRefusedError: a row is refused.
+    """
+    try:
+        yield
+    except UnsupportedBodyError as error:
+        raise RowRefusedError(str(error)) from error
+    except UnicodeEncodeError as error:
+        raise RowRefusedError(HALF_A_PAIR) from error
+    except Exception as error:
+        told = told_of(error)
+        if told is None:
+            raise
+        raise RowRefusedError(f"table {table.text} refuses it: {told}") from error
 
 
 def tombstone_rows(name: str, documents: Sequence[Document]) -> Iterator[tuple[str, str, int, int]]:
