@@ -50,12 +50,12 @@ def test_kill_nine_at_random_moments_loses_and_repeats_nothing(studio: Studio, s
     studio.start_talent()
     services = {name: studio.deltaworks(*command) for name, command in SERVICES.items()}
     updates = threading.Thread(
-        target=apply_updates, args=(studio.database.dsn,), kwargs={"rate": 200, "seconds": 8, "seed": seed}
+        target=apply_updates, args=(studio.database.dsn,), kwargs={"rate": 300, "seconds": 5, "seed": seed}
     )
     updates.start()
     kills = 0
     while updates.is_alive():
-        threading.Event().wait(chance.uniform(0.2, 1.2))
+        threading.Event().wait(chance.uniform(0.1, 0.7))
         name = chance.choice(list(services))
         services[name].kill()
         services[name].wait()
