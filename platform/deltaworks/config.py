@@ -164,6 +164,9 @@ class PostgresConfig(_Model):
     """Where the changes are kept between the source and what is derived from it."""
     lease_s: Annotated[float, Field(ge=2.0, le=300.0)] = 6.0
     """How long a reader that stopped answering keeps its place; then a standby takes over."""
+    canary_s: Annotated[float, Field(ge=1.0, le=3600.0)] | None = 30.0
+    """How often the capture service writes a message of ours into the source's log and waits for it, so that how old a
+    place may be is measured while nobody writes, and the slot moves on an idle database; never where it is null."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Where `deltaworks capture` gives its Prometheus metrics on the loopback interface; nowhere when left out."""
     owner: str = "data-platform"

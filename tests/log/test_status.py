@@ -22,7 +22,7 @@ from deltaworks.log.change_log import Group
 from deltaworks.log.memory import MemoryLog
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS, CaptureCollector
 from deltaworks.log.recorder import drain
-from deltaworks.log.status import CaptureStatus, log_status, read_status
+from deltaworks.log.status import CanaryStatus, CaptureStatus, log_status, read_status
 from deltaworks.position import Lsn
 from deltaworks.schema import Column, TableName, TableSchema
 from deltaworks.testing.postgres import free_port
@@ -232,7 +232,9 @@ def test_every_metric_has_a_sample_when_everything_is_known() -> None:
         name="s", is_active=True, wal_status="lost", kept_bytes=1, safe_bytes=2, unconfirmed_bytes=3, invalidation=None
     )
     archive = ArchiveStatus(address="s3://b/p/studio", segments=3, bytes=30, behind_segments=1, behind_bytes=10)
-    text = metrics_of(replace(status_of(log, replace(answered(60, now), slot=slot)), archive=archive))
+    canary = CanaryStatus(position=Lsn(55), age_s=1.0, took_s=0.1, is_overdue=False)
+    known = status_of(log, replace(answered(60, now), slot=slot))
+    text = metrics_of(replace(known, archive=archive, canary=canary))
     for metric in (*CAPTURE_METRICS, *TABLE_METRICS):
         assert f"\n{metric.name}{{" in text, metric.name
     assert 'deltaworks_capture_slot_lost{source="studio"} 1.0' in text

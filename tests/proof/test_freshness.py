@@ -1,13 +1,20 @@
 """How fresh each place is, also when all is idle, and what Prometheus hears of it and of losses."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from process.material import wait_until
 from prometheus_client import CollectorRegistry, generate_latest
 from proof.shop import bring_through, fill, of_group
 from servers.postgres import Database
 
 from deltaworks import operate
 from deltaworks.config import Config
+from deltaworks.log.canary import Canary, canary_at
+from deltaworks.log.registry import open_reader
 from deltaworks.operate.audit_metrics import AuditCollector
 from deltaworks.operate.freshness import AgeCollector
+from deltaworks.process.standing import read_standings
 from deltaworks.testing.faults import lose_at
 
 
@@ -63,3 +70,40 @@ def test_losses_are_metrics_until_they_are_repaired(config: Config, database: Da
     assert found["deltaworks_audit_unseen_changes"] == 0
     operate.repair(config, "shop")
     assert samples(collector)["deltaworks_audit_open_incidents"] == 0
+
+
+def test_a_canary_of_the_service_reaches_the_sinks_of_an_app_while_nobody_writes(
+    config: Config, database: Database
+) -> None:
+    fill(database, 10)
+    watched = config.source("shop").model_copy(update={"canary_s": 0.05})
+    config = config.model_copy(update={"sources": {"shop": watched}})
+    stop = threading.Event()
+
+    def newest() -> Canary | None:
+        return Canary.of(open_reader(config, "shop").end().progress)
+
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(operate.follow_capture, config, "shop", stop=stop)
+        try:
+            wait_until(lambda: newest() is not None, timeout_s=60)
+            operate.process(config, "items")
+            first = canary_of("items", config)
+            seen = newest()
+            wait_until(lambda: newest() != seen, timeout_s=60)
+            operate.process(config, "items")
+            assert canary_of("items", config).position > first.position
+        finally:
+            stop.set()
+            service.result(timeout=60)
+    assert samples(AgeCollector(config, "items"))["deltaworks_process_canary_age_seconds"] > 0
+    captured = operate.capture_statuses(config)
+    (row,) = [row for row in operate.status(config, captured=captured) if row.what == "app items"]
+    assert row.state.startswith("canary ")
+
+
+def canary_of(app: str, config: Config) -> Canary:
+    standings = read_standings(config.app_folder(app))
+    found = canary_at(open_reader(config, "shop"), sequence=standings.sequence, reached=standings.reached)
+    assert found is not None
+    return found

@@ -35,7 +35,7 @@ from deltaworks.errors import DeltaworksError
 
 if TYPE_CHECKING:
     from deltaworks.log.archive.standing import ArchiveStatus
-    from deltaworks.log.status import CaptureStatus, TableDumpStatus
+    from deltaworks.log.status import CanaryStatus, CaptureStatus, TableDumpStatus
     from deltaworks.operate import DumpStatus
 
 app = typer.Typer(
@@ -384,6 +384,8 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     lines.add_row("log", f"{status.position}, {status.changes:,} changes, {status.transactions:,} transactions")
     if status.archive is not None:
         lines.add_row("archive", _archive_text(status.archive))
+    if status.canary is not None:
+        lines.add_row("canary", _canary_text(status.canary))
     for gap in status.gaps:
         lines.add_row("gap", Text(gap, style="red"))
     if status.unreachable is not None:
@@ -398,6 +400,13 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     state = f"{'active' if slot.is_active else 'inactive'}, {slot.invalidation or slot.wal_status}"
     lines.add_row("slot", f"{slot.name}: {state}, {byte_text(slot.kept_bytes)} kept, {room}")
     return lines
+
+
+def _canary_text(canary: "CanaryStatus") -> Text:
+    text = f"{second_text(canary.age_s)} ago, {second_text(canary.took_s)} on its way"
+    if canary.is_overdue:
+        return Text(f"{text}; the next ones do not come through", style="red")
+    return Text(text)
 
 
 def _archive_text(archive: "ArchiveStatus") -> Text:

@@ -128,6 +128,21 @@ CAPTURE_METRICS = (
         _of_slot(lambda slot: slot.unconfirmed_bytes),
     ),
     CaptureMetric(
+        "deltaworks_capture_canary_age_seconds",
+        "How long ago the newest canary was written that came through into the log; it grows while nothing does.",
+        lambda status: None if status.canary is None else status.canary.age_s,
+    ),
+    CaptureMetric(
+        "deltaworks_capture_canary_seconds",
+        "How long the newest canary took from the source into the change log.",
+        lambda status: None if status.canary is None else status.canary.took_s,
+    ),
+    CaptureMetric(
+        "deltaworks_capture_canary_overdue",
+        "1 when a service runs and its canaries do not come through.",
+        lambda status: None if status.canary is None else float(status.canary.is_overdue),
+    ),
+    CaptureMetric(
         "deltaworks_archive_up",
         "1 while segments go to the archive; 0 since the last try failed, none for a log without an archive.",
         _of_archive(lambda archive: float(archive.fault is None)),

@@ -37,6 +37,7 @@ from deltaworks.capture.source import (
 )
 from deltaworks.change import READ
 from deltaworks.errors import RetryableError
+from deltaworks.log.canary import Canaries
 from deltaworks.log.change_log import Group, LogAwayError, LogEnd, LogFullError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import Dumping, OnProgress
@@ -118,8 +119,11 @@ def follow(
     on_progress: OnProgress | None = None,
     requests: DumpRequests | None = None,
     lease: SourceLease | None = None,
+    canary_s: float | None = None,
 ) -> RecordReport:
     """Record until `stop` is set. Reconnects after a `RetryableError`, with growing pauses.
+
+    With `canary_s` a canary is written every so many seconds; see `canary`.
 
     With a `lease`, it is asked for before every connection, and nothing is appended after it is known to be lost.
 
@@ -127,7 +131,9 @@ def follow(
         LeaseLostError: another reader took over; everything up to the log's end is safe.
         TerminalError: the source cannot be captured as it is, or the log is lost to another writer.
     """
-    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=stop, lease=lease)
+    run = _Run(
+        source, writer, reader, on_progress=on_progress, requests=requests, stop=stop, lease=lease, canary_s=canary_s
+    )
     pause_s = FIRST_RETRY_S
     while not stop.is_set():
         before = run.groups
@@ -162,8 +168,10 @@ class _Run:
         requests: DumpRequests | None,
         stop: threading.Event | None,
         lease: SourceLease | None = None,
+        canary_s: float | None = None,
     ) -> None:
         self.groups = 0
+        self._canary_s = canary_s
         self._lease = lease
         self._source = source
         self._writer = writer
@@ -199,6 +207,7 @@ class _Run:
         self._dumping.load(end.progress)
         self._watch.load(end.progress)
         self._sweep.load(end.progress, tables=tables)
+        self._canaries.load(end.progress)
         with self._open(end) as stream, closing(self._dumping):
             if self._begins_at > end.position:
                 # The gap is in the log before anything behind it can be.
@@ -234,6 +243,7 @@ class _Run:
         )
         self._watch = Watch(source=self._source, reader=self._reader, write_mark=self._write_mark)
         self._sweep = Sweep(reader=self._reader)
+        self._canaries = Canaries(every_s=self._canary_s, write_mark=self._write_mark)
         self._begins_at = START
         self._appended_at = time.monotonic()
 
@@ -312,6 +322,7 @@ class _Run:
             self._take_part(stream)
             return
         self._watch.look()
+        self._canaries.advance()
         is_sweeping = self._sweep_some(stream)
         wait_s = self._dumping.advance()
         has_to_save = self._is_unsaved and not self._dumping.is_in_flight
@@ -323,7 +334,7 @@ class _Run:
         self._note(taken)
         reads = self._dumping.settle(taken)
         if taken.mark is not None:
-            self._marks_met.add(taken.mark)
+            self._meet(taken.mark, taken)
         if taken.batches or reads or self._must_note(taken):
             self._record_group(stream, replace(taken, batches=(*taken.batches, *reads)))
         if reads:
@@ -337,9 +348,13 @@ class _Run:
         self._note(taken)
         reads = self._dumping.settle(taken)
         if taken.mark is not None:
-            self._marks_met.add(taken.mark)
+            self._meet(taken.mark, taken)
         # The last part may be empty, and makes the others visible all the same.
         self._record_group(stream, replace(taken, batches=(*taken.batches, *reads)))
+
+    def _meet(self, mark: str, taken: Slice) -> None:
+        if not self._canaries.settle(taken):
+            self._marks_met.add(mark)
 
     def _note(self, taken: Slice) -> None:
         for batch in taken.batches:
@@ -365,7 +380,7 @@ class _Run:
             position=end.position if taken.is_partial else taken.position,
             previous_position=end.position,
             transaction_count=taken.transaction_count,
-            progress=self._dumping.to_json() | watched | self._sweep.to_json(),
+            progress=self._dumping.to_json() | watched | self._sweep.to_json() | self._canaries.to_json(),
             proof=Proof.of(
                 taken.batches, after=end.chain, transaction_count=None if is_part else taken.transaction_count
             ),

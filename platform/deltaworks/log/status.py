@@ -15,6 +15,7 @@ from deltaworks.capture.source import Source
 from deltaworks.capture.status import SlotStatus, SourceStatus
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.archive.standing import ArchiveStatus
+from deltaworks.log.canary import Canary
 from deltaworks.log.change_log import GroupHeader, LogReader
 from deltaworks.position import Lsn
 from deltaworks.schema import TableName
@@ -65,13 +66,27 @@ class TableStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryStatus:
+    """The newest canary that came through: written `age_s` ago, it took `took_s` from the source into the log.
+
+    `is_overdue` says that a service runs and the next ones did not come through: it is not idle, it is stuck.
+    """
+
+    position: Lsn
+    age_s: float
+    took_s: float
+    is_overdue: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureStatus:
     """A source and its log at one moment.
 
     `service` is the process that writes the log, `None` when nobody does. `source_position` is where the source's
     own log ends; `lag_bytes` of it are not in ours, other databases' and tables' included. `lag_s`: nothing
     committed longer ago than that is missing; `None` when the source does not answer, and `unreachable` says why.
-    `gaps` are changes that were missed and not dumped again yet. `archive` is `None` for a log that has none.
+    `gaps` are changes that were missed and not dumped again yet. `archive` is `None` for a log that has none,
+    `canary` where none ever came through.
     """
 
     source: str
@@ -89,6 +104,7 @@ class CaptureStatus:
     unreachable: str | None = None
     gaps: Sequence[str] = ()
     archive: ArchiveStatus | None = None
+    canary: CanaryStatus | None = None
     tables: Sequence[TableStatus] = ()
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -148,7 +164,19 @@ def log_status(
         slot=asked.slot if asked is not None else None,
         unreachable=unreachable,
         gaps=[Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())],
+        canary=_canary(Canary.of(end.progress), now=now, is_written=service is not None),
         tables=[recent.table(table, estimated=row_counts.get(table)) for table in tables],
+    )
+
+
+def _canary(newest: Canary | None, *, now: datetime, is_written: bool) -> CanaryStatus | None:
+    if newest is None:
+        return None
+    return CanaryStatus(
+        position=newest.position,
+        age_s=newest.age_s(now),
+        took_s=newest.took_s,
+        is_overdue=is_written and newest.is_overdue(now),
     )
 
 

@@ -17,8 +17,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deltaworks.config import Config
+from deltaworks.log.canary import canary_at
 from deltaworks.log.change_log import LogReader, OffsetRetiredError
-from deltaworks.log.registry import open_reader
+from deltaworks.log.registry import log_of, open_reader
 from deltaworks.operate.sources import capture_status
 from deltaworks.process.standing import read_standings
 from deltaworks.store.load import LastLoad
@@ -34,6 +35,17 @@ def app_age_s(config: Config, app: str, *, log_age_s: float | None, now: datetim
         0.0 if standings.waiting_since is None else now.timestamp() - standings.waiting_since,
     ]
     return oldest(ages)
+
+
+def app_canary_s(config: Config, app: str, *, now: datetime) -> float | None:
+    """How long ago the newest canary was written that an app's sinks were told of; `None` where none is known.
+
+    While all is idle it stays below the interval of the canaries, and it grows where anything on the way stands.
+    """
+    standings = read_standings(config.app_folder(app))
+    reader = log_of(config, config.app(app).source).near_reader()
+    canary = canary_at(reader, sequence=standings.sequence, reached=standings.reached)
+    return None if canary is None else canary.age_s(now)
 
 
 def lake_age_s(reader: LogReader, loaded: LastLoad, *, log_age_s: float | None, now: datetime) -> float | None:
@@ -79,10 +91,23 @@ class AgeCollector(Collector):
         if age_s is not None:
             family.add_metric([self._app], age_s)
         yield family
+        family, canary_s = canary_metric(), app_canary_s(self._config, self._app, now=datetime.now(UTC))
+        if canary_s is not None:
+            family.add_metric([self._app], canary_s)
+        yield family
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Without asking."""
-        return [age_metric()]
+        return [age_metric(), canary_metric()]
+
+
+def canary_metric() -> GaugeMetricFamily:
+    """The other metric without a sample."""
+    return GaugeMetricFamily(
+        "deltaworks_process_canary_age_seconds",
+        "How long ago the newest canary was written that the app's sinks were told of; it grows while nothing comes.",
+        labels=["app"],
+    )
 
 
 def age_metric() -> GaugeMetricFamily:

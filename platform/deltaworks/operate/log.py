@@ -114,7 +114,13 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
                     return
                 try:
                     recorder.follow(
-                        database, place.writer, log.reader(), stop=stop, requests=requests, lease=place.lease
+                        database,
+                        place.writer,
+                        log.reader(),
+                        stop=stop,
+                        requests=requests,
+                        lease=place.lease,
+                        canary_s=config.source(source).canary_s,
                     )
                 except (LeaseLostError, FencedError) as error:
                     # The one that took over is the service now; this one is there for when that dies.

@@ -9,7 +9,7 @@ from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.registry import holder, log_of, open_reader
 from deltaworks.log.status import CaptureStatus
-from deltaworks.operate.freshness import app_age_s, lake_age_s
+from deltaworks.operate.freshness import app_age_s, app_canary_s, lake_age_s
 from deltaworks.operate.lake import open_lake
 from deltaworks.operate.log import opened
 from deltaworks.process.runner import STATE_FILE
@@ -94,7 +94,14 @@ def _apps(config: Config, lags: Mapping[str, float | None]) -> Iterator[StatusRo
     for name in config.apps:
         reached = read_reached(config.app_folder(name) / STATE_FILE)
         age_s = _app_age_s(config, name, lags, now=now)
-        yield StatusRow(what=f"app {name}", position=str(reached), offset="", state="", age_s=age_s)
+        canary_s = app_canary_s(config, name, now=now)
+        yield StatusRow(
+            what=f"app {name}",
+            position=str(reached),
+            offset="",
+            state="" if canary_s is None else f"canary {canary_s:,.0f} s ago",
+            age_s=age_s,
+        )
 
 
 def _app_age_s(config: Config, app: str, lags: Mapping[str, float | None], *, now: datetime) -> float | None:
