@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 
 from process.material import wait_until
@@ -20,15 +20,14 @@ EVERY_S, PATIENCE_S = 0.05, 60.0
 
 @contextmanager
 def captured(database: Database, log: MemoryLog, canary_s: float | None) -> Iterator[None]:
-    source, stop = database.source("t"), threading.Event()
-    with ThreadPoolExecutor(1) as pool, log.writer() as writer:
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool, log.writer() as writer, closing(database.source("t")) as source:
         service = pool.submit(follow, source, writer, log.reader(), stop=stop, canary_s=canary_s)
         try:
             yield
         finally:
             stop.set()
             service.result(timeout=PATIENCE_S)
-            source.close()
 
 
 def newest(log: MemoryLog) -> Canary | None:
@@ -54,7 +53,8 @@ def test_canaries_come_through_and_move_the_slot_while_nobody_writes(database: D
         wait_until(is_confirmed, timeout_s=PATIENCE_S)
         # Nothing of it is a change.
         assert log.reader().end().offset == 1
-        now = read_status(database.source("t"), log.reader(), tables=(), service=1)
+        with closing(database.source("t")) as source:
+            now = read_status(source, log.reader(), tables=(), service=1)
         assert now.canary is not None
         assert (now.canary.is_overdue, now.canary.took_s >= 0.0) == (False, True)
 
@@ -66,7 +66,8 @@ def test_a_service_that_stands_is_overdue_and_one_that_was_stopped_is_not(databa
         wait_until(lambda: newest(log) is not None, timeout_s=PATIENCE_S)
 
     def is_overdue(service: int | None) -> bool:
-        status = read_status(database.source("t"), log.reader(), tables=(), service=service)
+        with closing(database.source("t")) as source:
+            status = read_status(source, log.reader(), tables=(), service=service)
         assert status.canary is not None
         return status.canary.is_overdue
 
@@ -75,8 +76,8 @@ def test_a_service_that_stands_is_overdue_and_one_that_was_stopped_is_not(databa
     assert not is_overdue(None)
     # A run of its own says nothing of canaries, and keeps what is known of them.
     known = newest(log)
-    with log.writer() as writer:
-        drain(database.source("t"), writer, log.reader())
+    with log.writer() as writer, closing(database.source("t")) as source:
+        drain(source, writer, log.reader())
     assert newest(log) == known
 
 
