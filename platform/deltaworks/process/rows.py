@@ -8,33 +8,27 @@ from typing import Any
 
 from deltaworks.process.app import App
 from deltaworks.process.fold import Key, Row
-from deltaworks.process.shape import Decode, builder, decoder
+from deltaworks.process.shape import Decode, decoder, records
 from deltaworks.process.source import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
     table: Table[Any]
-    build: Any
-    decoders: tuple[tuple[int, Decode], ...]
+    decoders: Sequence[Decode | None]
 
     @classmethod
     def of(cls, table: Table[Any]) -> "_Reader":
-        decoders = [(index, decoder(item.type)) for index, item in enumerate(table.fields)]
-        return cls(
-            table=table,
-            build=builder(table.schema) if table.schema is not None else tuple,
-            decoders=tuple((index, decode) for index, decode in decoders if decode is not None),
-        )
+        return cls(table=table, decoders=[decoder(item.type) for item in table.fields])
 
-    def read(self, values: Sequence[Any]) -> Any:
-        if not self.decoders:
-            return self.build(*values)
-        row = list(values)
-        for index, decode in self.decoders:
-            if row[index] is not None:
-                row[index] = decode(row[index])
-        return self.build(*row)
+    def read(self, columns: Iterable[Sequence[Any]]) -> Iterable[Any]:
+        """The rows out of their stored columns, as the app declares them."""
+        # Column by column: rows are read for every entity, and most columns are as they are stored.
+        values = [
+            column if decode is None else [None if value is None else decode(value) for value in column]
+            for decode, column in zip(self.decoders, columns, strict=True)
+        ]
+        return zip(*values, strict=True) if self.table.schema is None else records(self.table.schema, values)
 
 
 class Rows:
@@ -87,18 +81,21 @@ class Rows:
 
     def of_entities(self, table: Table[Any], keys: Sequence[Key]) -> dict[Key, list[Any]]:
         """The rows of these entities as the app declares them, in the order of the rows' keys."""
-        grouped: dict[Key, list[Any]] = {}
-        for _, entity, *values in self._connection.execute(
-            f"select r.* from json_each(?) k cross join {_name(table)} r on r._entity = k.value "
-            "order by r._entity, r._key",
+        found = self._connection.execute(
+            f"select r.* from json_each(?) k cross join {_name(table)} r on r._entity = k.value order by r._key",
             (json.dumps(keys),),
-        ):
-            grouped.setdefault(entity, []).append(self.read(table, values))
+        ).fetchall()
+        grouped: dict[Key, list[Any]] = {}
+        if found:
+            _, entities, *columns = zip(*found, strict=True)
+            for entity, row in zip(entities, self._readers[table.name.short].read(columns), strict=True):
+                grouped.setdefault(entity, []).append(row)
         return grouped
 
     def read(self, table: Table[Any], values: Sequence[Any]) -> Any:  # Any: what the app declares rows to be
         """A row as the app declares it, from its stored values."""
-        return self._readers[table.name.short].read(values)
+        (row,) = self._readers[table.name.short].read([value] for value in values)
+        return row
 
 
 def quoted(name: str) -> str:

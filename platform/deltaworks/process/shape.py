@@ -37,6 +37,9 @@ import pyarrow as pa
 
 from deltaworks.errors import TerminalError
 
+_SHAPES = 1_000
+"""Of so many combinations of types a record checker remembers that they are right."""
+
 Decode = Callable[[Any], Any]
 """From what the state keeps to the declared type; never called with None."""
 
@@ -310,25 +313,43 @@ def _list_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
 
 def _record_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
     prefix = f"{where}." if where else "."
-    checks = {name: checker(hint, where=prefix + name) for name, hint in typing.get_type_hints(declared).items()}
-    pairs = tuple(checks.items())
+    hints = typing.get_type_hints(declared)
+    checks = {name: checker(hint, where=prefix + name) for name, hint in hints.items()}
+    by_value = [(name, checks[name]) for name, hint in hints.items() if not _is_by_type(hint)]
     is_dict = typing.is_typeddict(declared)
     # A dict is told apart ten times as fast as a Mapping.
     kind = dict if is_dict else declared
+    known: set[tuple[Any, ...]] = set()
 
     def fault(value: Any) -> str | None:
         if not isinstance(value, kind):
             return f"{where}: expected {show(declared)}, got {type(value).__name__}"
         given = value if is_dict else vars(value) if hasattr(value, "__dict__") else _slots(value, checks)
+        # Of most fields the type says everything, and records come in few shapes: one that was good is good again.
+        seen = (*given, *map(type, given.values()))
+        if seen in known:
+            return _first_fault(given, by_value)
         if given.keys() != checks.keys():
             missing, extra = sorted(checks.keys() - given.keys()), sorted(map(str, given.keys() - checks.keys()))
             return f"{where or show(declared)}: missing {missing}, not declared {extra}"
-        for name, check in pairs:
-            if (found := check(given[name])) is not None:
-                return found
-        return None
+        found = _first_fault(given, checks.items())
+        if found is None and len(known) < _SHAPES:
+            known.add(seen)
+        return found
 
     return fault
+
+
+def _first_fault(given: Mapping[str, Any], checks: Iterable[tuple[str, Callable[[Any], str | None]]]) -> str | None:
+    for name, check in checks:
+        if (found := check(given[name])) is not None:
+            return found
+    return None
+
+
+def _is_by_type(declared: Any) -> bool:
+    """Whether the type of a value alone says that it is of the declared type."""
+    return _field("", declared).type in _TO_ARROW
 
 
 def to_mapping(value: Any) -> Mapping[str, Any]:  # Any: a document may be a dict or a dataclass

@@ -28,7 +28,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
@@ -120,13 +120,12 @@ class Waiting(NamedTuple):
     is_read: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(NamedTuple):
     """An entity's rows out of the state; `after` is `None` where its row is gone."""
 
     after: Any
-    related: Mapping[str, Sequence[Any]] = field(repr=False)
-    kept: Mapping[str, Kept] = field(default_factory=dict, repr=False)
+    related: Mapping[str, Sequence[Any]]
+    kept: Mapping[str, Kept] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,15 +310,11 @@ class State:
     def load(self, keys: Sequence[Key]) -> dict[Key, Loaded]:
         """These entities with all their related rows, in the order of the rows' keys."""
         after = {key: rows[0] for key, rows in self.rows.of_entities(self._app.entity, keys).items()}
-        related = {table.name.short: self.rows.of_entities(table, keys) for table in self._app.related}
+        related = [(table.name.short, self.rows.of_entities(table, keys)) for table in self._app.related]
         kept = self.answers.load(keys)
         nothing: dict[str, Kept] = {}
         return {
-            key: Loaded(
-                after=after.get(key),
-                related={name: rows.get(key, []) for name, rows in related.items()},
-                kept=kept.get(key, nothing),
-            )
+            key: Loaded(after.get(key), {name: rows.get(key) or [] for name, rows in related}, kept.get(key, nothing))
             for key in keys
         }
 
@@ -357,13 +352,14 @@ class State:
             (json.dumps(list(used)), name),
         ):
             known[entity].add(id_)
+        changed = [(key, known[key], ids) for key, ids in used.items() if ids != known[key]]
         self._connection.executemany(
             "delete from used where enrichment = ? and id = ? and entity = ?",
-            [(name, id_, key) for key, ids in used.items() for id_ in known[key] - ids],
+            [(name, id_, key) for key, before, ids in changed for id_ in before - ids],
         )
         self._connection.executemany(
             "insert into used (enrichment, id, entity) values (?, ?, ?)",
-            [(name, id_, key) for key, ids in used.items() for id_ in ids - known[key]],
+            [(name, id_, key) for key, before, ids in changed for id_ in ids - before],
         )
 
     def keep_rows(self, *, fold_to: int) -> None:

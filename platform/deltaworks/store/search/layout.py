@@ -13,6 +13,8 @@
 | `body`                | the document as JSON, for display; none in a tombstone                   |
 | `text_0`, `text_1`, … | the words at each path of `SearchIndex.text`                             |
 | `whole_0`, …          | the same values, each as one term: for "is", and "begins with"           |
+
+Some documents have no field at all: ballast, see `writer`.
 """
 
 import json

@@ -32,9 +32,10 @@ class SearchBackReader:
             found = self._searcher.search(Query.all_query(), limit=_PAGE, offset=offset, count=False)
             for _, address in found.hits:
                 entry = self._searcher.doc(address)
-                yield StoredVersion(
-                    key=str(entry.get_first("key")), version=_version(entry), is_deleted=entry.get_first("body") is None
-                )
+                # The ballast of the index has none.
+                if (key := entry.get_first("key")) is not None:
+                    is_deleted = entry.get_first("body") is None
+                    yield StoredVersion(key=str(key), version=_version(entry), is_deleted=is_deleted)
             if len(found.hits) < _PAGE:
                 return
             offset += _PAGE

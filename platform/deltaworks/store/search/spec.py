@@ -5,8 +5,9 @@ A *path* is dotted and goes through lists: in `{"cast": [{"name": "Ada"}, {"name
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from deltaworks.config import Config
@@ -136,21 +137,23 @@ def values_at(body: Any, path: str) -> list[Any]:  # Any: a document is any JSON
     >>> values_at({"cast": [{"name": "Ada"}, {"name": "Bo"}]}, "cast.name")
     ['Ada', 'Bo']
     """
-    found: list[Any] = []
-    _flatten(body, into=found)
-    for name in path.split("."):
-        inner: list[Any] = []
-        for item in found:
-            # A dict is told apart ten times as fast as a Mapping.
-            if type(item) is dict or isinstance(item, Mapping):
-                _flatten(item.get(name), into=inner)
-        found = inner
+    found = list(_flat((body,)))
+    for name in _names(path):
+        # A dict is told apart ten times as fast as a Mapping.
+        inner = [item.get(name) for item in found if type(item) is dict or isinstance(item, Mapping)]
+        found = list(_flat(inner))
     return found
 
 
-def _flatten(value: Any, *, into: list[Any]) -> None:
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            _flatten(each, into=into)
-    elif value is not None:
-        into.append(value)
+@cache
+def _names(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those of lists among them in their places, without nulls."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        elif value is not None:
+            yield value

@@ -34,6 +34,14 @@ from deltaworks.store.search.words import whole_of, words_of
 _HEAP_BYTES = 32 * 1024 * 1024
 """Per writer; tantivy's least is 15 MB. A batch of 500 documents fills a fraction of it."""
 
+_BALLAST = 17_000
+"""Empty documents that an index begins with; no query finds them.
+
+tantivy merges segments of one size class whenever there are eight, and its smallest class reaches to about 16,800
+documents. So a small index would be written anew every eight commits, and one commit costs as much as all of its
+documents. A segment above that class keeps the large segments in a class of their own.
+"""
+
 _KEY_BYTES = 32_000
 """tantivy drops terms of more than 65,530 bytes without a word."""
 
@@ -83,6 +91,11 @@ class SearchWriter:
                 f"cannot write the search index {str(folder)!r}: another writer holds it; stop that one "
                 "first (an app has one search index)"
             ) from error
+        if not index.searcher().num_docs:
+            for _ in range(_BALLAST):
+                writer.add_document(tantivy.Document())
+            writer.commit()
+            index.reload()
         # Boosts and display may change without a rebuild; the newest declaration counts.
         replace_text(folder / SPEC_FILE, spec.to_json())
         return cls(folder, spec, index, writer)
