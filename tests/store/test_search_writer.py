@@ -1,5 +1,6 @@
 """The search index as a sink: versions, tombstones, crashes. The oracle is a dict."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from deltaworks.config import AppConfig, Config, PostgresConfig
 from deltaworks.position import Lsn, Version
 from deltaworks.process.sink import Document
 from deltaworks.store.search import SearchIndex, SearchReader, SearchWriter
+from deltaworks.store.search.layout import TANTIVY_FILE
+from deltaworks.store.search.read_back import SearchBackReader
 from deltaworks.store.search.spec import SearchSpecError
 from deltaworks.store.search.writer import IndexHeldError, IndexLayoutError, IndexWriteError
 from deltaworks.testing.faults import fail_at
@@ -67,6 +70,21 @@ def test_nothing_is_visible_before_the_flush(tmp_path: Path, writer: SearchWrite
     assert titles(tmp_path, [1]) == []
     writer.flush(up_to=Lsn(5))
     assert titles(tmp_path, [1]) == ["Alien"]
+
+
+def test_small_commits_are_merged_without_the_rest_of_the_index(tmp_path: Path, writer: SearchWriter) -> None:
+    for position in range(1, 11_001, 5_500):
+        writer.write([document(key, key, "a film") for key in range(position, position + 5_500)])
+        writer.flush(up_to=Lsn(position))
+    for number in range(24):
+        writer.write([document(number, 20_000 + number, "Alien")])
+        writer.flush(up_to=Lsn(20_000 + number))
+    writer.close()
+    sizes = [segment["max_doc"] for segment in json.loads((tmp_path / TANTIVY_FILE).read_text())["segments"]]
+    # Some commits were merged, else there were 27 segments; the ballast was not.
+    assert 17_000 in sizes
+    assert len(sizes) < 12
+    assert sum(1 for _ in SearchBackReader(tmp_path).versions()) == 11_000 + 1
 
 
 def test_a_smaller_version_is_ignored_and_an_equal_one_written_again(tmp_path: Path, writer: SearchWriter) -> None:
