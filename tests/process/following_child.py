@@ -13,9 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import structlog
 from process.film_app import film_app
-from process.material import TableSink
+from process.material import TableSink, config_in
 
-from deltaworks.config import Config
 from deltaworks.process.runner import Runner
 
 
@@ -25,13 +24,7 @@ def say(word: str, number: int) -> None:
 
 
 def follow(home: str, sink: str, url: str) -> None:
-    config = Config.model_validate(
-        {
-            "home": home,
-            "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
-            "apps": {"films": {"module": "none:none", "source": "studio", "settings": {"url": url}}},
-        }
-    )
+    config = config_in(Path(home), url=url)
     with Runner.open(film_app(TableSink(Path(sink))), config=config, name="films") as runner:
         say("ready", os.getpid())
         runner.follow(threading.Event())

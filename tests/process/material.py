@@ -29,6 +29,7 @@ __all__ = [
     "StaleWriteError",
     "TableSink",
     "batches",
+    "config_in",
     "create",
     "delete",
     "following",
@@ -141,6 +142,17 @@ def wait_until(
     while not condition():
         assert time.monotonic() < deadline, what()
         time.sleep(0.005)
+
+
+def config_in(home: Path, name: str = "films", **settings: Any) -> Config:
+    """The configuration of one app over a source that nobody asks."""
+    return Config.model_validate(
+        {
+            "home": home,
+            "sources": {"studio": {"kind": "postgres", "dsn": "postgresql://nowhere", "tables": ["film"]}},
+            "apps": {name: {"module": "none:none", "source": "studio", "settings": settings}},
+        }
+    )
 
 
 @contextmanager

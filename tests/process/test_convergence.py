@@ -19,6 +19,7 @@ from process.material import (
     Change,
     Feed,
     TableSink,
+    config_in,
     create,
     delete,
     read,
@@ -28,7 +29,6 @@ from process.material import (
 )
 
 from deltaworks import faults
-from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.memory import MemoryLog
 from deltaworks.process.app import App, Backoff, Source
@@ -251,13 +251,7 @@ class World:
         self.feed = Feed(self.log.writer())
         self.sink = TableSink(folder / "sink.sqlite")
         self.troubles: deque[str] = deque()
-        self.config = Config.model_validate(
-            {
-                "home": folder,
-                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
-                "apps": {"films": {"module": "none:none", "source": "studio"}},
-            }
-        )
+        self.config = config_in(folder)
         self.app = film_app(self.sink, self.tables, self.troubles)
         self.runner = self.open()
 

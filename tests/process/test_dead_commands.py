@@ -1,68 +1,36 @@
 """`deltaworks dead`, with and without a running service, and what Dagster shows of it."""
 
 import json
-import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import dagster as dg
 import pytest
-import yaml
 from process.faulty_service import FaultyService
-from process.film_app import FILM, ROLE, film_app
+from process.film_app import FILM, ROLE
 from process.material import Feed, TableSink, create, wait_until
 from typer.testing import CliRunner, Result
 
 from assets.dead import dead_letters
 from deltaworks import operate
 from deltaworks.cli import app as command_line
-from deltaworks.config import Config, load
+from deltaworks.config import Config
 from deltaworks.log.local import LocalLogWriter
 from resources.deltaworks_config import DeltaworksConfig
 
 
 @pytest.fixture
-def path(tmp_path: Path, service: FaultyService, sink: TableSink, monkeypatch: pytest.MonkeyPatch) -> Path:
+def path(films_path: Path, films_config: Config, service: FaultyService) -> Path:
     """An app over films 1 to 4, of which 2 and 3 are dead letters; what refused them has been mended since."""
-    module = ModuleType("dead_films")
-    module.films = film_app(sink)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    path = tmp_path / "deltaworks.yaml"
-    app = {"module": "dead_films:films", "source": "studio", "settings": {"url": service.url}}
-    source = {"kind": "postgres", "dsn": "none", "tables": ["film"]}
-    path.write_text(yaml.safe_dump({"sources": {"studio": source}, "apps": {"films": app}}))
-    config = load(path, environment={})
     service.names = {number: f"person {number}" for number in range(1, 5)}
     service.fault = lambda ids: 404 if {2, 3} & set(ids) else None
-    with LocalLogWriter.open(config.log_folder("studio")) as writer:
+    with LocalLogWriter.open(films_config.log_folder("studio")) as writer:
         Feed(writer).commit(
             *(create(FILM, film_id=number, title="secret title", status="released") for number in service.names),
             *(create(ROLE, role_id=number, film_id=number, person_id=number) for number in service.names),
         )
-    operate.process(config, "films")
+    operate.process(films_config, "films")
     service.fault = lambda ids: None
-    return path
-
-
-@pytest.fixture
-def config(path: Path) -> Config:
-    return load(path, environment={})
-
-
-@pytest.fixture
-def running(config: Config) -> Iterator[None]:
-    """The process service of the app, for the length of the test."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        followed = pool.submit(operate.follow_process, config, "films", stop=stop)
-        try:
-            yield
-        finally:
-            stop.set()
-        followed.result()
+    return films_path
 
 
 def dead(path: Path, *arguments: str) -> Result:
@@ -80,26 +48,28 @@ def test_rows_are_shown_only_to_who_asks_for_them(path: Path) -> None:
     assert isinstance(dead(path, "show", "films", "1").exception, operate.NoDeadLetterError)
 
 
-def test_without_a_service_the_command_retries_and_drops(path: Path, config: Config, sink: TableSink) -> None:
+def test_without_a_service_the_command_retries_and_drops(path: Path, films_config: Config, sink: TableSink) -> None:
     assert dead(path, "retry", "films", "2").exit_code == 0
     assert sink.bodies().keys() == {1, 2, 4}
     assert dead(path, "drop", "films").exit_code == 2
     assert dead(path, "drop", "films", "3").exit_code == 0
     assert dead(path, "drop", "films", "3").exit_code == 1
 
-    assert operate.dead_letters(config, "films") == []
+    assert operate.dead_letters(films_config, "films") == []
     assert sink.bodies().keys() == {1, 2, 4}
 
 
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("path", "running")
 def test_the_running_service_retries(path: Path, sink: TableSink) -> None:
     assert dead(path, "retry", "films").exit_code == 0
 
     wait_until(lambda: sink.bodies().keys() == {1, 2, 3, 4})
 
 
-def test_dagster_counts_them_by_step_and_warns(path: Path, config: Config) -> None:
-    done = dg.materialize([dead_letters("films", config)], resources={"deltaworks": DeltaworksConfig(path=str(path))})
+def test_dagster_counts_them_by_step_and_warns(path: Path, films_config: Config) -> None:
+    done = dg.materialize(
+        [dead_letters("films", films_config)], resources={"deltaworks": DeltaworksConfig(path=str(path))}
+    )
 
     [materialized] = done.get_asset_materialization_events()
     metadata = materialized.materialization.metadata

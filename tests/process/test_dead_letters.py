@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from process.material import INT, TEXT, Feed, TableSink, create, delete, table_schema, update
+from process.material import INT, TEXT, Feed, TableSink, config_in, create, delete, table_schema, update
 
 from deltaworks import faults
 from deltaworks.config import Config
@@ -310,13 +310,7 @@ def test_after_a_last_retry_every_document_is_the_newest_and_every_turn_was_told
 def _replay(folder: Path, steps: list[Any]) -> None:
     sink, log = TableSink(folder / "sink.sqlite"), MemoryLog()
     feed, world = Feed(log.writer()), World(sink, DeadLetter())
-    config = Config.model_validate(
-        {
-            "home": folder,
-            "sources": {"studio": {"kind": "postgres", "dsn": "postgresql://nowhere", "tables": ["film"]}},
-            "apps": {"films": {"module": "none:none", "source": "studio"}},
-        }
-    )
+    config = config_in(folder)
     rows: dict[int, tuple[str, str]] = {}
     turns: dict[int, list[str]] = {1: [], 2: [], 3: []}
 

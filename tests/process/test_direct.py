@@ -21,6 +21,7 @@ from process.material import (
     Change,
     Feed,
     TableSink,
+    config_in,
     create,
     delete,
     read,
@@ -185,13 +186,7 @@ class World:
         self.app = app
         self.troubles = troubles
         app.sink(self.sink)
-        self.config = Config.model_validate(
-            {
-                "home": folder,
-                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
-                "apps": {"films": {"module": "none:none", "source": "studio"}},
-            }
-        )
+        self.config = config_in(folder)
         self.runner = self.open()
 
     def open(self) -> Runner:

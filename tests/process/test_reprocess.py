@@ -1,78 +1,44 @@
 """Asked on the command line, by Dagster or in code: done by the running service, or here where none runs."""
 
-import sys
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import dagster as dg
 import pytest
-import yaml
 from process.faulty_service import FaultyService
-from process.film_app import FILM, ROLE, film_app
-from process.material import Feed, TableSink, create, wait_until
+from process.film_app import FILM, ROLE
+from process.material import Feed, TableSink, create
 from typer.testing import CliRunner
 
 from assets.reprocessed import reprocessed_documents
 from deltaworks import operate
 from deltaworks.cli import app as command_line
-from deltaworks.config import Config, load
+from deltaworks.config import Config
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.process.asked import slice_of
-from deltaworks.process.live import read_live
 from resources.deltaworks_config import DeltaworksConfig
 
 
 @pytest.fixture
-def path(tmp_path: Path, service: FaultyService, sink: TableSink, monkeypatch: pytest.MonkeyPatch) -> Path:
+def path(films_path: Path, films_config: Config, service: FaultyService) -> Path:
     """A configuration of the app `films` over a local log with films 1 to 9; each was processed with old names."""
-    module = ModuleType("films_under_test")
-    module.films = film_app(sink)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    path = tmp_path / "deltaworks.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
-                "apps": {
-                    "films": {"module": "films_under_test:films", "source": "studio", "settings": {"url": service.url}}
-                },
-            }
-        )
-    )
-    config = load(path, environment={})
     service.names = dict.fromkeys(range(1, 10), "old")
-    with LocalLogWriter.open(config.log_folder("studio")) as writer:
+    with LocalLogWriter.open(films_config.log_folder("studio")) as writer:
         feed = Feed(writer)
         for number in service.names:
             feed.commit(
                 create(FILM, film_id=number, title="Alien", status="released"),
                 create(ROLE, role_id=number, film_id=number, person_id=number),
             )
-    operate.process(config, "films")
+    operate.process(films_config, "films")
     service.names = dict.fromkeys(range(1, 10), "new")
-    return path
+    return films_path
 
 
 @pytest.fixture
-def config(path: Path) -> Config:
-    return load(path, environment={})
-
-
-@pytest.fixture
-def running(config: Config) -> Iterator[None]:
-    """The process service of the app, for the length of the test."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        service = pool.submit(operate.follow_process, config, "films", stop=stop)
-        wait_until(lambda: read_live(config.app_folder("films")) is not None)
-        try:
-            yield
-        finally:
-            stop.set()
-        service.result()
+def config(path: Path, films_config: Config) -> Config:
+    """As `path`."""
+    assert path.exists()
+    return films_config
 
 
 def made_anew(sink: TableSink) -> set[int]:
@@ -86,7 +52,7 @@ def test_without_a_service_the_caller_does_it(config: Config, sink: TableSink) -
     assert made_anew(sink) == {2, 3}
 
 
-@pytest.mark.usefixtures("running")
+@pytest.mark.usefixtures("path", "running")
 def test_the_running_service_does_it(config: Config, sink: TableSink) -> None:
     seen: list[tuple[int, int]] = []
     answered = operate.reprocess(config, "films", on_progress=lambda done, total: seen.append((done, total)))

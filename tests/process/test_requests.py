@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from process.faulty_service import FaultyService
 from process.film_app import FILM, ROLE, film_app
-from process.material import Feed, TableSink, create, delete, following, update, wait_until
+from process.material import Feed, TableSink, config_in, create, delete, following, update, wait_until
 
 from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
@@ -210,13 +210,7 @@ def test_batch_gives_what_living_through_the_changes_gives(
     for is_batch in (False, True):
         folder = tmp_path_factory.mktemp("mode")
         sink, log = TableSink(folder / "sink.sqlite"), MemoryLog()
-        config = Config.model_validate(
-            {
-                "home": folder,
-                "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"]}},
-                "apps": {"films": {"module": "n:n", "source": "studio", "settings": {"url": service.url}}},
-            }
-        )
+        config = config_in(folder, url=service.url)
         feed = Feed(log.writer())
         service.names = dict.fromkeys(range(1, 30), "old" if is_batch else "new")
         with Runner.open(film_app(sink), config=config, name="films", log=log.reader()) as runner:
