@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence
 
-from capture.row_decoder import UNCHANGED, Value
+from capture.row_messages import UNCHANGED, Value
 
 from deltaworks.capture.postgres.columnar import SliceBuilder
 from deltaworks.capture.source import Slice

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from capture import messages
 from capture import row_decoder as rows
+from capture.row_messages import Value, decode
 from capture.test_columnar import NEARBY, VALUES, patient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,7 +118,7 @@ def test_binary_values_are_read_as_their_texts_are(pairs: list[tuple[list[str | 
     frame = [messages.begin(100), messages.relation(7, "every", columns, identity="f")]
 
     def stream(*, binary: bool) -> list[bytes]:
-        def cells(row: list[str | None]) -> list[rows.Value]:
+        def cells(row: list[str | None]) -> list[Value]:
             return [
                 None if text is None else in_binary(name, text) if binary else text.encode()
                 for name, text in zip(SERVERS_NAMES, row, strict=True)
@@ -132,7 +133,7 @@ def test_binary_values_are_read_as_their_texts_are(pairs: list[tuple[list[str | 
     (found,) = messages.slices_of(builder, data, max_changes=100)
     oracle = rows.SliceBuilder(describe=lambda _relation: ALL, clock=rows.XidClock(NEARBY))
     for message in stream(binary=False):
-        oracle.feed(rows.decode(message))
+        oracle.feed(decode(message))
     (batch,), (wanted,) = found.batches, oracle.take().batches
     batch.rows.validate(full=True)
     assert str(batch.rows.to_pylist()) == str(wanted.rows.to_pylist())

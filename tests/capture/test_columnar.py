@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from capture import messages
 from capture import row_decoder as rows
+from capture.row_messages import UNCHANGED, Value, decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -83,25 +84,25 @@ def relation_of(number: int, schema: TableSchema) -> bytes:
     return messages.relation(number, schema.name.name, columns, identity="f" if schema.has_before else "d")
 
 
-def row_of(schema: TableSchema) -> st.SearchStrategy[list[rows.Value]]:
-    def value_of(column: Column) -> st.SearchStrategy[rows.Value]:
+def row_of(schema: TableSchema) -> st.SearchStrategy[list[Value]]:
+    def value_of(column: Column) -> st.SearchStrategy[Value]:
         values = (
             VALUES[column.name][1] if column.name in VALUES else DIGITS if column.name == "w" else st.text(max_size=3)
         )
         texts = values.map(str.encode)
         if column.name in schema.key:
             return texts
-        return texts | st.none() | st.just(rows.UNCHANGED) if pa.types.is_string(column.type) else texts | st.none()
+        return texts | st.none() | st.just(UNCHANGED) if pa.types.is_string(column.type) else texts | st.none()
 
     return st.tuples(*(value_of(column) for column in schema.columns)).map(list)
 
 
 def changes_of(number: int, schema: TableSchema) -> st.SearchStrategy[bytes]:
-    def key_of(values: Sequence[rows.Value]) -> list[rows.Value]:
+    def key_of(values: Sequence[Value]) -> list[Value]:
         return [value if name in schema.key else None for name, value in zip(schema.names, values, strict=True)]
 
-    def whole(values: Sequence[rows.Value]) -> list[rows.Value]:
-        return [None if value is rows.UNCHANGED else value for value in values]
+    def whole(values: Sequence[Value]) -> list[Value]:
+        return [None if value is UNCHANGED else value for value in values]
 
     one = row_of(schema)
     # Under identity full the server sends the whole row before, never its key alone.
@@ -164,7 +165,7 @@ def expected(stream: Sequence[bytes], *, max_changes: int) -> list[Slice]:
     builder = rows.SliceBuilder(describe=describe, clock=rows.XidClock(NEARBY))
     slices: list[Slice] = []
     for message in stream:
-        builder.feed(rows.decode(message))
+        builder.feed(decode(message))
         if not builder.in_transaction and (builder.mark is not None or builder.change_count >= max_changes):
             slices.append(builder.take())
     return [*slices, builder.take()]

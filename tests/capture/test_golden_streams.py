@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from capture import messages
 from capture import row_decoder as rows
+from capture.row_messages import decode
 from pydantic import SecretStr
 from servers.postgres import Database
 
@@ -104,7 +105,7 @@ def by_rows(data: bytes) -> list[Slice]:
     slices: list[Slice] = []
     for frame in frames(data):
         if frame[5:6] == b"w":
-            builder.feed(rows.decode(frame[30:]))
+            builder.feed(decode(frame[30:]))
             if not builder.in_transaction and (builder.mark is not None or builder.change_count >= 50):
                 slices.append(builder.take())
     return [*slices, builder.take()]

@@ -4,7 +4,7 @@ import contextlib
 import struct
 
 import pytest
-from capture.row_decoder import UNCHANGED, Begin, Commit, Delete, Insert, Update, decode
+from capture.row_messages import UNCHANGED, Begin, Commit, Delete, Insert, Update, decode
 from hypothesis import given
 from hypothesis import strategies as st
 
