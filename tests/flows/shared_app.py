@@ -1,9 +1,14 @@
-"""An app that several processes run: accounts with the sum of their bookings, in a table of another schema."""
+"""An app that several processes run: accounts with the sum of their bookings, in a table of another schema.
 
-from typing import TypedDict
+What it tells of names is a line in a file: the account, the change's position and ordinal, and the name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
 
 from deltaworks.process.app import App, Source
-from deltaworks.process.entity import Entity
+from deltaworks.process.entity import Entity, Transition
 from deltaworks.store.sinks.postgres_table import PostgresTable
 
 bank = Source("bank")
@@ -34,6 +39,18 @@ def document(account: Entity[Account]) -> Balance:
         "name": account.after["name"],
         "balance": sum(each["amount"] for each in account.rows(booking)),
     }
+
+
+@balances.client
+def file(settings: Mapping[str, Any]) -> Path:
+    return Path(settings["told"])
+
+
+@balances.on_change("name")
+def tell(turn: Transition[Account], file: Path) -> None:
+    # One write to the end of a file is one line, whoever else writes.
+    with file.open("a") as told:
+        told.write(f"{turn.key} {turn.version.position.value} {turn.version.ordinal} {turn.after['name']}\n")
 
 
 balances.sink(PostgresTable("mart.balance", connection="warehouse", schema=Balance))

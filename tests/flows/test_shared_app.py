@@ -48,6 +48,35 @@ def write(database: Database, stop: threading.Event) -> None:
                     )
 
 
+def told(file: Path) -> dict[int, list[tuple[tuple[int, int], str]]]:
+    """What was told of each account, in that order: the change's version and the name."""
+    found: dict[int, list[tuple[tuple[int, int], str]]] = {}
+    for line in file.read_text().splitlines():
+        account, position, ordinal, name = line.split(maxsplit=3)
+        found.setdefault(int(account), []).append(((int(position), int(ordinal)), name))
+    return found
+
+
+def newest(file: Path) -> dict[int, str]:
+    return {account: lines[-1][1] for account, lines in sorted(told(file).items())}
+
+
+def changed_names(database: Database) -> dict[int, str]:
+    """Of every account there is: its name if anything was told of it, which is when it is not as it was dumped."""
+    return {
+        account: name
+        for account, name in database.rows("select account_id, name from account order by 1")
+        if name != f"name {account}"
+    }
+
+
+def check_order(file: Path) -> None:
+    """What is told for the first time is newer than all that was told of its account before."""
+    for account, lines in told(file).items():
+        first = list(dict.fromkeys(version for version, _ in lines))
+        assert first == sorted(first), f"account {account} went back"
+
+
 def test_members_with_a_real_sink_end_as_the_source(
     database: Database, small_kafka: KafkaCluster, tmp_path: Path
 ) -> None:
@@ -65,7 +94,14 @@ def test_members_with_a_real_sink_end_as_the_source(
     settings = {
         "home": str(tmp_path / "home"),
         "sources": {"bank": source},
-        "apps": {"balances": {"module": "flows.shared_app:balances", "source": "bank", "shares": 6}},
+        "apps": {
+            "balances": {
+                "module": "flows.shared_app:balances",
+                "source": "bank",
+                "shares": 6,
+                "settings": {"told": str(tmp_path / "told.txt")},
+            }
+        },
         "connections": {"warehouse": {"kind": "postgres", "dsn": database.dsn}},
     }
     path = tmp_path / "deltaworks.yaml"
@@ -86,6 +122,8 @@ def test_members_with_a_real_sink_end_as_the_source(
     def outputs() -> str:
         return "\n".join(f"== {file.name}\n{file.read_text()[-3_000:]}" for file in sorted(tmp_path.glob("*.log")))
 
+    # What a dump shows is no transition, so it is over before there are any.
+    operate.capture(config, "bank")
     stop = threading.Event()
     writing = threading.Thread(target=write, args=(database, stop))
     start("capture", "capture", "bank")
@@ -113,6 +151,10 @@ def test_members_with_a_real_sink_end_as_the_source(
         done = operate.process(config, "balances")
         assert done.counts["held"] == done.counts["dead"] == 0
         assert is_there()
+        names = changed_names(database)
+        assert names
+        wait(lambda: names.items() <= newest(tmp_path / "told.txt").items(), what="the newest name of each account")
+        check_order(tmp_path / "told.txt")
         audit = operate.audit(config, "bank")
         assert audit.is_balanced
         assert sum(hop.hop.startswith("app balances") for hop in audit.hops) > 1
