@@ -1,17 +1,23 @@
 """The local log beside a bare write and fdatasync, and beside capture: append, replay, and opening many segments.
 
 Appends and bare writes of the same number of bytes take turns, one by one, on the same disk. The changes of the
-sustained append are narrow rows that capture took from PostgreSQL in this run, in the groups it made of them.
+sustained append are narrow rows that capture took from PostgreSQL in this run, in the groups it made of them. Replays
+of plain and of sealed segments take turns too, right after the append that they are compared with; where the machine
+is not quiet, compare CPU seconds. Replay is bounded by the checksum: zlib's alone is printed beside it.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +51,8 @@ GROUP_ROWS = 560
 """Rows of a group of 55 kB, headers included."""
 SEGMENTS = 10_000
 KEEPS_UP, REPLAY_TIMES = 1.0, 5.0
+REPLAYS = 5
+"""Replays of each kind in a turn."""
 
 
 def batch(rows: int) -> ChangeBatch:
@@ -104,22 +112,72 @@ def captured(folder: Path, *, changes: int) -> tuple[Path, list[float]]:
     return folder / "captured", [run["changes"] / run["wall_s"] for run in runs]
 
 
-def append_again(groups: Sequence[StoredGroup], folder: Path) -> float:
-    """Changes a second of appending these groups to a new log, each durable before the next."""
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Changes a second, by the clock and by the CPU time of all threads."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def of(cls, work: Callable[[], int]) -> Self:
+        """The rate at which it does as many changes as it says."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        changes = work()
+        return cls(changes / (time.perf_counter() - began), changes / (time.process_time() - began_cpu))
+
+
+def middle(rates: Sequence[Rate]) -> Rate:
+    """The medians."""
+    return Rate(statistics.median(rate.wall for rate in rates), statistics.median(rate.cpu for rate in rates))
+
+
+def append_again(groups: Sequence[StoredGroup], folder: Path) -> int:
+    """Append these groups to a new log, each durable before the next."""
     with LocalLogWriter.open(folder) as writer:
-        began = time.perf_counter()
         for group in groups:
             append(writer, group.batches)
-        took_s = time.perf_counter() - began
-    return sum(group.header.next_offset - group.header.offset for group in groups) / took_s
+    return sum(group.header.next_offset - group.header.offset for group in groups)
 
 
-def replay(folder: Path) -> float:
-    """Changes a second of reading a log from its start, every checksum checked."""
-    reader = LocalLogReader(folder)
-    began = time.perf_counter()
-    changes = sum(len(batch) for group in reader.read(after_sequence=-1) for batch in group.batches)
-    return changes / (time.perf_counter() - began)
+def replay(folder: Path) -> int:
+    """Read a log from its start, every checksum checked."""
+    groups = LocalLogReader(folder).read(after_sequence=-1)
+    return sum(len(batch) for group in groups for batch in group.batches)
+
+
+def checksum(folder: Path) -> int:
+    """Read the files of a log and let zlib check them in one thread, which no replay of plain ones can leave out."""
+    for path in sorted(folder.glob("*.segment")):
+        zlib.crc32(path.read_bytes())
+    return LocalLogReader(folder).end().offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """An append, and the replays after it."""
+
+    append: Rate
+    plain: Rate
+    sealed: Rate
+    checksum: Rate
+    times_smaller: float
+
+
+def turn(groups: Sequence[StoredGroup], folder: Path) -> Turn:
+    """Append, then replay plain and sealed segments one after the other."""
+    plain, sealed = folder / "plain", folder / "sealed"
+    appended = Rate.of(lambda: append_again(groups, plain))
+    shutil.copytree(plain, sealed)
+    times_smaller = seal(sealed)
+    rates: dict[str, list[Rate]] = {"plain": [], "sealed": [], "checksum": []}
+    for _ in range(REPLAYS):
+        rates["plain"].append(Rate.of(lambda: replay(plain)))
+        rates["sealed"].append(Rate.of(lambda: replay(sealed)))
+        rates["checksum"].append(Rate.of(lambda: checksum(plain)))
+    shutil.rmtree(folder)
+    found = {name: middle(each) for name, each in rates.items()}
+    return Turn(append=appended, times_smaller=times_smaller, **found)
 
 
 def seal(folder: Path) -> float:
@@ -165,73 +223,66 @@ def main() -> int:
         # The server runs as an unprivileged user.
         folder.chmod(0o755)
         pairs = []
-        for turn in range(asked.repeats):
-            (folder / f"pair-{turn}").mkdir()
-            pairs.append(append_beside_bare(folder / f"pair-{turn}", groups=asked.groups))
+        for number in range(asked.repeats):
+            (folder / f"pair-{number}").mkdir()
+            pairs.append(append_beside_bare(folder / f"pair-{number}", groups=asked.groups))
         log, rates = captured(folder, changes=asked.changes)
         groups = list(LocalLogReader(log).read(after_sequence=-1))
-        appended, replayed, unsealed, compressed = [], [], [], []
-        for turn in range(asked.repeats):
-            appended.append(append_again(groups, folder / f"again-{turn}"))
-            replayed.append(replay(folder / f"again-{turn}"))
-            compressed.append(seal(folder / f"again-{turn}"))
-            unsealed.append(replay(folder / f"again-{turn}"))
+        turns = [turn(groups, folder / f"again-{number}") for number in range(asked.repeats)]
         make_segments(folder / "many", SEGMENTS)
         opened = [open_many(folder / "many") for _ in range(asked.repeats)]
-    shown = figures(pairs, rates, appended, replayed, opened) + sealed_figures(appended, unsealed, compressed)
-    return report("local log", shown, path=asked.json)
+    return report("local log", [*figures(pairs, rates, turns, opened), *replay_figures(turns)], path=asked.json)
 
 
 def figures(
-    pairs: Sequence[tuple[float, float, int]],
-    rates: Sequence[float],
-    appended: Sequence[float],
-    replayed: Sequence[float],
-    opened: Sequence[float],
+    pairs: Sequence[tuple[float, float, int]], rates: Sequence[float], turns: Sequence[Turn], opened: Sequence[float]
 ) -> list[Figure]:
-    """What was measured, with the goals."""
+    """What was measured of appends and of opening, with the goals."""
     capture_rate = statistics.median(rates)
-    ratios = [own / bare for own, bare, _ in pairs]
     return [
         Figure(
             name=f"write + fdatasync, {pairs[0][2] / 1000:.0f} kB", values=[bare for _, bare, _ in pairs], unit="ms"
         ),
         Figure(name="append, p50", values=[own for own, _, _ in pairs], unit="ms"),
-        Figure(name="append ÷ write + fdatasync", values=ratios, unit="", goal=2.0),
+        Figure(name="append ÷ write + fdatasync", values=[own / bare for own, bare, _ in pairs], unit="", goal=2.0),
         Figure(name="capture to Arrow, narrow", values=rates, unit="changes/s"),
-        Figure(name="sustained append, narrow", values=appended, unit="changes/s"),
+        Figure(name="sustained append, narrow", values=[each.append.wall for each in turns], unit="changes/s"),
         Figure(
             name="append ÷ capture",
-            values=[rate / capture_rate for rate in appended],
+            values=[each.append.wall / capture_rate for each in turns],
             unit="",
             goal=KEEPS_UP,
-            smaller_is_better=False,
-        ),
-        Figure(name="replay, narrow", values=replayed, unit="changes/s"),
-        Figure(
-            name="replay ÷ append",
-            values=[read / wrote for read, wrote in zip(replayed, appended, strict=True)],
-            unit="",
-            goal=REPLAY_TIMES,
             smaller_is_better=False,
         ),
         Figure(name=f"open {SEGMENTS:,} segments", values=opened, unit="s", goal=1.0),
     ]
 
 
-def sealed_figures(appended: Sequence[float], unsealed: Sequence[float], compressed: Sequence[float]) -> list[Figure]:
-    """What was measured of sealed segments."""
-    return [
-        Figure(name="sealed: times smaller", values=compressed, unit="×"),
-        Figure(name="replay of sealed segments, narrow", values=unsealed, unit="changes/s"),
-        Figure(
-            name="replay of sealed segments ÷ append",
-            values=[read / wrote for read, wrote in zip(unsealed, appended, strict=True)],
-            unit="",
-            goal=REPLAY_TIMES,
-            smaller_is_better=False,
-        ),
-    ]
+def replay_figures(turns: Sequence[Turn]) -> list[Figure]:
+    """What was measured of replays, of plain and of sealed segments."""
+    found = [Figure(name="sealed: times smaller", values=[each.times_smaller for each in turns], unit="×")]
+    for kind, rate in (("plain", lambda each: each.plain), ("sealed", lambda each: each.sealed)):
+        found += [
+            Figure(name=f"replay, {kind}", values=[rate(each).wall for each in turns], unit="changes/s"),
+            Figure(
+                name=f"replay ÷ append, {kind}",
+                values=[rate(each).wall / each.append.wall for each in turns],
+                unit="",
+                goal=REPLAY_TIMES,
+                smaller_is_better=False,
+            ),
+            Figure(
+                name=f"… in CPU seconds, {kind}",
+                values=[rate(each).cpu / each.append.cpu for each in turns],
+                unit="",
+            ),
+            Figure(
+                name=f"replay ÷ read and crc32 in one thread, {kind}",
+                values=[rate(each).wall / each.checksum.wall for each in turns],
+                unit="",
+            ),
+        ]
+    return found
 
 
 if __name__ == "__main__":
