@@ -3,16 +3,18 @@
 import json
 from collections import Counter
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from deltaworks.capture.proof import BrokenProofError, Proof
 from deltaworks.change import MESSAGES, ChangeBatch
 from deltaworks.log.change_log import BrokenChainError, CorruptLogError, Group, GroupHeader, LogEnd
 from deltaworks.position import START, Lsn
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIELDS = tuple(field.name for field in fields(GroupHeader))
 
 
@@ -138,13 +140,17 @@ def decode_header(text: bytes, *more: str) -> tuple[GroupHeader, dict[str, Any]]
 
 def _streamed_bounds(batches: tuple[ChangeBatch, ...]) -> tuple[int | None, int | None, datetime | None]:
     txids: list[int] = []
-    latest: list[datetime] = []
+    latest_us: list[int] = []
     for batch in batches:
-        # Reads of a dump have the transaction id 0, and nothing else has.
-        places = np.flatnonzero(batch.rows.column("_txid").to_numpy())
-        if places.size:
-            streamed = batch.rows.column("_txid").to_numpy()[places]
+        streamed = batch.rows.column("_txid").to_numpy()
+        committed_us = batch.rows.column("_committed_at").view(pa.int64()).to_numpy()
+        # Reads of a dump have the transaction id 0, and nothing else has; a batch mostly has none or nothing else.
+        if not streamed.all():
+            places = np.flatnonzero(streamed)
+            streamed, committed_us = streamed[places], committed_us[places]
+        if streamed.size:
             txids += (int(streamed.min()), int(streamed.max()))
-            committed_at = batch.rows.column("_committed_at")
-            latest.append(committed_at[places[committed_at.to_numpy()[places].argmax()]].as_py())
-    return (min(txids), max(txids), max(latest)) if txids else (None, None, None)
+            latest_us.append(int(committed_us.max()))
+    if not txids:
+        return None, None, None
+    return min(txids), max(txids), _EPOCH + timedelta(microseconds=max(latest_us))
