@@ -384,6 +384,8 @@ def _capture_lines(status: "CaptureStatus") -> Table:
     lines.add_row("log", f"{status.position}, {status.changes:,} changes, {status.transactions:,} transactions")
     if status.archive is not None:
         lines.add_row("archive", _archive_text(status.archive))
+    if status.is_full:
+        lines.add_row("disk", Text("FULL: the source waits, and keeps what it has; free space", style="red"))
     if status.canary is not None:
         lines.add_row("canary", _canary_text(status.canary))
     for gap in status.gaps:

@@ -41,6 +41,7 @@ from deltaworks.log.change_log import (
 )
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import PublishedEnd, read_end, write_end
+from deltaworks.log.full_disk import is_full, note_full, note_room
 from deltaworks.log.header import check_follows, end_after, next_header
 from deltaworks.log.local_reader import LocalLogReader
 from deltaworks.log.lock import LOCK_FILE, take_lock
@@ -94,6 +95,8 @@ class LocalLogWriter:
         self._stopped: DeltaworksError | None = None
         self._sealer = Sealer(folder, seal_level) if seal_level is not None else None
         self._has_closed = True
+        # A life before may have ended while the disk was full.
+        self._is_full = is_full(folder)
         self._seal_some()
 
     @classmethod
@@ -145,6 +148,18 @@ class LocalLogWriter:
 
     def append(self, group: Group) -> GroupHeader:
         """See `LogWriter.append`: one write and one sync, then the group is durable and visible."""
+        try:
+            header = self._append(group)
+        except LogFullError:
+            self._is_full = True
+            note_full(self.folder)
+            raise
+        if self._is_full:
+            self._is_full = False
+            note_room(self.folder)
+        return header
+
+    def _append(self, group: Group) -> GroupHeader:
         self._check_may_write()
         header = next_header(group, end=self._end, epoch=self.epoch, appended_at=datetime.now(UTC))
         frame = encode_frame(header, group.batches)

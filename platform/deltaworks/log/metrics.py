@@ -143,6 +143,11 @@ CAPTURE_METRICS = (
         lambda status: None if status.canary is None else float(status.canary.is_overdue),
     ),
     CaptureMetric(
+        "deltaworks_capture_log_full",
+        "1 while the disk of the change log has no room: nothing is lost, the source keeps what it has.",
+        lambda status: float(status.is_full),
+    ),
+    CaptureMetric(
         "deltaworks_archive_up",
         "1 while segments go to the archive; 0 since the last try failed, none for a log without an archive.",
         _of_archive(lambda archive: float(archive.fault is None)),

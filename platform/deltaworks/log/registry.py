@@ -17,6 +17,7 @@ from deltaworks.log.archive.restore import NothingArchivedError, Restored, resto
 from deltaworks.log.archive.standing import ArchiveStatus, SegmentPlace, archive_status, note_fault, segment_places
 from deltaworks.log.archive.upload import archive_log
 from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
+from deltaworks.log.full_disk import is_full
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
 from deltaworks.log.membership import Membership, SharesError
@@ -88,6 +89,9 @@ class LogPlace(Protocol):
 
     def archived(self) -> ArchiveStatus | None:
         """How the log's archive is, without asking it; `None` for a log that has none."""
+
+    def is_full(self) -> bool:
+        """Whether the disk of this machine that the log is on has no room for it: then its source waits."""
 
     def segment_places(self) -> Sequence[SegmentPlace]:
         """Where each segment lies, oldest first; empty where a log has none."""
@@ -171,6 +175,10 @@ class LocalLog:
                 "deltaworks.yaml to where it was archived"
             )
         return restore_log(self.folder, self._archive)
+
+    def is_full(self) -> bool:
+        """See `LogPlace`."""
+        return is_full(self.folder)
 
     def segment_places(self) -> Sequence[SegmentPlace]:
         """See `LogPlace`."""

@@ -86,7 +86,7 @@ class CaptureStatus:
     own log ends; `lag_bytes` of it are not in ours, other databases' and tables' included. `lag_s`: nothing
     committed longer ago than that is missing; `None` when the source does not answer, and `unreachable` says why.
     `gaps` are changes that were missed and not dumped again yet. `archive` is `None` for a log that has none,
-    `canary` where none ever came through.
+    `canary` where none ever came through. `is_full` says that the log's disk has no room, so the source waits.
     """
 
     source: str
@@ -105,6 +105,7 @@ class CaptureStatus:
     gaps: Sequence[str] = ()
     archive: ArchiveStatus | None = None
     canary: CanaryStatus | None = None
+    is_full: bool = False
     tables: Sequence[TableStatus] = ()
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON values
@@ -120,6 +121,7 @@ def read_status(
     tables: Sequence[TableName],
     service: int | None,
     archive: ArchiveStatus | None = None,
+    is_full: bool = False,
     patience_s: float = PATIENCE_S,
 ) -> CaptureStatus:
     """The status as of now. Never raises for a source that does not answer: the status says so."""
@@ -130,7 +132,7 @@ def read_status(
     except DeltaworksError as error:
         unreachable = str(error)
     status = log_status(source.name, reader, tables=tables, service=service, asked=asked, unreachable=unreachable)
-    return replace(status, archive=archive)
+    return replace(status, archive=archive, is_full=is_full)
 
 
 def log_status(

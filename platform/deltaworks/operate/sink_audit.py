@@ -103,7 +103,8 @@ def audit_sink(app: App, spec: SinkSpec, ledgers: Ledgers, left: LeftKeys) -> Si
     if not is_comparable(spec):
         return SinkAudit(app=ledgers.app, sink=spec.name, is_readable=False)
     documents, undecided = len(left), 0
-    suspects = _suspects(app, spec, ledgers, left)
+    # An app that never ran has made no table that could be asked.
+    suspects = _suspects(app, spec, ledgers, left) if documents else np.empty(0, np.int64)
     if len(suspects):
         # Once more, as of now: a document may be on its way.
         hashes, left = left.hashes[suspects], ledgers.left()

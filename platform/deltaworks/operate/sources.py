@@ -19,6 +19,7 @@ def capture_status(config: Config, source: str) -> CaptureStatus:
             tables=config.source(source).table_names,
             service=log.holder(),
             archive=log.archived(),
+            is_full=log.is_full(),
         )
 
 

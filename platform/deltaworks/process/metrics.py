@@ -18,6 +18,9 @@ CHANGES = Counter("deltaworks_process_changes_total", "Changes folded into the s
 DOCUMENTS = Counter("deltaworks_process_documents_total", "Documents made durable in every sink.", ("app",))
 STANDING = Gauge("deltaworks_process_entities", "Entities that are held or dead now.", ("app", "standing"))
 SHARES = Gauge("deltaworks_process_shares", "Shares that this member of an app has.", ("app",))
+WAITS = Gauge(
+    "deltaworks_process_waits", "1 while an app waits for a sink, for the log, or for room on its disk.", ("app",)
+)
 STUCK = Gauge("deltaworks_process_stuck_seconds", "How long a step has not come back; 0 when it has.", ("app", "step"))
 WINDOWS = Gauge(
     "deltaworks_process_windows",
@@ -62,6 +65,7 @@ APP_METRICS = (
     DOCUMENTS,
     STANDING,
     SHARES,
+    WAITS,
     WINDOWS,
     LAG,
     STEP_SECONDS,

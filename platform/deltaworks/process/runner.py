@@ -38,7 +38,7 @@ from deltaworks.log.change_log import LogReader
 from deltaworks.log.membership import Membership
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
-from deltaworks.process import lineage
+from deltaworks.process import lineage, metrics
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App
 from deltaworks.process.backoff import Backoff
@@ -350,10 +350,12 @@ class Runner:
                     continue
                 worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
                 attempt = 0
+                metrics.WAITS.labels(self._name).set(0)
                 if not worked:
                     self._wait()
             except RetryableError as error:
                 attempt += 1
+                metrics.WAITS.labels(self._name).set(1)
                 delay_s = _delay_s(error, attempt)
                 logger.warning(
                     "app waits", app=self._name, error=str(error), attempt=attempt, delay_s=round(delay_s, 3)

@@ -34,6 +34,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from deltaworks.errors import RetryableError
 from deltaworks.log.change_log import CorruptLogError, StoredGroup
 from deltaworks.position import START, Lsn, Version
 from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
@@ -62,6 +63,10 @@ from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
 _FORMAT = 4
+
+
+class StateFullError(RetryableError):
+    """The disk of an app's state is full; nothing of the transaction is there, and the same one works later."""
 
 
 class Standing(IntEnum):
@@ -439,13 +444,20 @@ class State:
     def _transaction(self, synchronous: str) -> Iterator[None]:
         # A sync mode can only be changed between transactions.
         self._connection.execute(f"pragma synchronous = {synchronous}")
-        self._connection.execute("begin immediate")
         try:
+            self._connection.execute("begin immediate")
             yield
-        except BaseException:
-            self._connection.execute("rollback")
+            self._connection.execute("commit")
+        except BaseException as error:
+            # SQLite may have rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StateFullError(
+                    f"cannot write the state of app {self._app.name!r}: no space left on its disk; free space below "
+                    "home, then it goes on from where it is, nothing was lost"
+                ) from error
             raise
-        self._connection.execute("commit")
 
     def _create(self, fingerprint: str) -> None:
         with self.folding():

@@ -80,6 +80,10 @@ class KafkaLog:
     def archived(self) -> None:
         """See `LogPlace`. What the brokers keep is kept."""
 
+    def is_full(self) -> bool:
+        """See `LogPlace`. A broker whose disk is full is one that does not answer, or refuses."""
+        return False
+
     def holder(self) -> int | None:
         """See `LogPlace`."""
         return holder_of(self._folder / LOCK_FILE)
