@@ -39,10 +39,11 @@ defs = dg.Definitions(
 )
 """
 
-pytestmark = pytest.mark.slow
+# Dagster starts anew for each of its commands, which on a full machine takes a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def wait(condition: Callable[[], bool], *, what: str, timeout_s: float = 60.0) -> None:
+def wait(condition: Callable[[], bool], *, what: str, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s} s"
