@@ -207,10 +207,10 @@ def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The only way to have a file of the next version is to write one with the number raised.
-    monkeypatch.setattr("deltaworks.log.segment.FORMAT", 2)
+    monkeypatch.setattr("deltaworks.log.segment.FORMAT", 3)
     filled(tmp_path, 2)
     monkeypatch.undo()
-    with pytest.raises(LogFormatError, match="format 2"):
+    with pytest.raises(LogFormatError, match="format 3"):
         LocalLogWriter.open(tmp_path)
     with pytest.raises(LogFormatError, match="upgrade"):
         LocalLogReader(tmp_path).end()

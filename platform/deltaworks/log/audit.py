@@ -107,12 +107,13 @@ def audit_log(
         handed = handed.merge(stored if proof is None else proof.windows)
         if proof is None:
             unproven += 1
-        else:
+        elif group.header.lost is None:
+            # What a damage took is told by whoever made a named gap of it.
             missing = _unexplained(proof.windows.subtract(stored), (known or {}).get(up_to - 1))
             what = "" if chain is None or missing.windows else _broken_chain(group, proof, chain)
             if missing.windows or what:
                 losses.append(Loss(hop=hop, after=up_to - 1, up_to=up_to, missing=missing, what=what))
-        chain = group.header.chain
+        chain = group.header.known_chain
     return HopAudit(hop=hop, up_to=up_to, handed=handed, arrived=arrived, losses=tuple(losses), unproven=unproven)
 
 
@@ -144,16 +145,19 @@ def audit_hop(
         if _unexplained(handed.subtract(span.windows), explained).windows:
             groups = list(_groups(reader, span))
             stored = Taken.of(_batches(groups, tables), after=span.after, up_to=span.up_to)
-            missing = _unexplained(stored.windows.subtract(span.windows), explained)
+            lost = [header for header in inside if header.lost is not None]
+            took = _taken_with(lost, stored.windows, span.windows, tables=tables, explained=explained)
+            missing = _unexplained(took.subtract(span.windows), explained)
             if missing.windows:
                 keys, is_whole = _keys(span, stored, missing, list(_batches(groups, tables)))
                 losses.append(
                     Loss(hop=hop, after=span.after, up_to=span.up_to, missing=missing, keys=keys, is_whole=is_whole)
                 )
-            handed = stored.windows
+            handed = took
         handed_all, arrived = handed_all.merge(handed), arrived.merge(span.windows)
     reached = kept[-1].up_to if kept else after
-    waiting = [header.proof.windows for header in headers if header.proof is not None and header.sequence > reached]
+    still = [header for header in headers if header.sequence > reached and header.lost is None]
+    waiting = [header.proof.windows for header in still if header.proof is not None]
     return HopAudit(
         hop=hop,
         up_to=reached,
@@ -219,6 +223,28 @@ def _keys(
         return keys_of(batches, windows=missing.windows), True
     # A change that the hop made up is in no group, so its key is not known.
     return keys_of(batches, hashes=difference.hashes), all(count > 0 for count in difference.hashes.values())
+
+
+def _taken_with(
+    lost: Sequence[GroupHeader],
+    stored: WindowSet,
+    taken: WindowSet,
+    *,
+    tables: Collection[str] | None,
+    explained: WindowSet | None,
+) -> WindowSet:
+    """What a hop had to take of a span: all that is stored, and of the lost groups those before the damage.
+
+    Where they are not known that is what it took.
+    """
+    wanted = stored
+    for header in lost:
+        if not _unexplained(wanted.subtract(taken), explained).windows:
+            return wanted
+        if header.proof is None:
+            return taken
+        wanted = wanted.merge(_chosen(header.proof.windows, tables))
+    return stored if _unexplained(wanted.subtract(taken), explained).windows else wanted
 
 
 def _unexplained(missing: WindowSet, told: WindowSet | None) -> WindowSet:

@@ -45,7 +45,11 @@ class FencedError(TerminalError):
 
 
 class CorruptLogError(InvariantError):
-    """A group that was durable cannot be read back."""
+    """A group that was durable cannot be read back; `sequence` is the first that cannot, where that is known."""
+
+    def __init__(self, message: str, *, sequence: int | None = None) -> None:
+        super().__init__(message)
+        self.sequence = sequence
 
 
 class LogFormatError(TerminalError):
@@ -98,6 +102,8 @@ class GroupHeader:
     `offset` is the first change's, `next_offset` one past the last; `sequence` counts groups from 0 and has no holes.
     `tables` maps a table's full name to its change count. The `txid` and `committed_at` bounds are
     over the streamed changes (not reads), `None` without any. `proof` is `None` in groups from before there was one.
+    `lost` says of a named gap what became of its changes: the group has its place, its header where that could be
+    read, and no changes any more. See `mending`.
     """
 
     sequence: int
@@ -115,11 +121,22 @@ class GroupHeader:
     progress: Mapping[str, Any]
     proof: Proof | None = None
     is_partial: bool = False
+    lost: str | None = None
 
     @property
     def chain(self) -> Chain:
         """The chain that the next group goes on with; a new one after a group without a proof."""
         return NO_TRANSACTION if self.proof is None else self.proof.chain
+
+    @property
+    def known_chain(self) -> Chain | None:
+        """`chain`, or `None` where that is lost with the group."""
+        return None if self.lost is not None and self.proof is None else self.chain
+
+    @property
+    def names_tables(self) -> bool:
+        """Whether `tables` accounts for all of its changes; not so in a gap whose header could not be read."""
+        return sum(self.tables.values()) == self.next_offset - self.offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,8 +77,16 @@ def end_after(header: GroupHeader) -> LogEnd:
     )
 
 
-def check_follows(header: GroupHeader, *, sequence: int, previous: GroupHeader | None, where: str) -> None:
+BEGIN_ANEW = "restore the log from a copy, or remove it and dump the source again"
+"""The next step where a log cannot be mended."""
+
+
+def check_follows(
+    header: GroupHeader, *, sequence: int, previous: GroupHeader | None, where: str, mends_hole: str = BEGIN_ANEW
+) -> None:
     """Check that a group read back is the `sequence`-th and continues `previous` (`None`: not known).
+
+    `mends_hole` is the next step where there is another group in its place.
 
     Raises:
         CorruptLogError: a group was lost or swapped between the two.
@@ -91,7 +99,8 @@ def check_follows(header: GroupHeader, *, sequence: int, previous: GroupHeader |
         raise CorruptLogError(
             f"cannot read {where}: expected group {sequence} after position {str(position)!r} at offset {offset}, "
             f"found group {header.sequence} after {str(header.previous_position)!r} at offset {header.offset}; "
-            "restore the log from a copy, or remove it and dump the source again"
+            f"{mends_hole if header.sequence != sequence else BEGIN_ANEW}",
+            sequence=sequence,
         )
 
 

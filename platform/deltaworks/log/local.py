@@ -97,6 +97,7 @@ class LocalLogWriter:
         self._has_closed = True
         # A life before may have ended while the disk was full.
         self._is_full = is_full(folder)
+        self._is_ending = False
         self._seal_some()
 
     @classmethod
@@ -164,7 +165,7 @@ class LocalLogWriter:
         header = next_header(group, end=self._end, epoch=self.epoch, appended_at=datetime.now(UTC))
         frame = encode_frame(header, group.batches)
         byte_count = sum(memoryview(part).nbytes for part in frame)
-        if self._segment.size and self._segment.size + byte_count > self._segment_bytes:
+        if self._segment.size and (self._is_ending or self._segment.size + byte_count > self._segment_bytes):
             self._start_segment(header.sequence)
         self._write(frame)
         self._sync(is_visible=not group.is_partial)
@@ -183,6 +184,10 @@ class LocalLogWriter:
         self._check_may_write()
         os.close(self._segment.descriptor)
         self._segment, self._end = _recover(self.folder, _published_before(self.folder))
+
+    def end_segment(self) -> None:
+        """Let the next group begin a new segment, whatever there is in this one."""
+        self._is_ending = True
 
     def close(self) -> None:
         """Let another writer in; a second call does nothing."""
@@ -230,7 +235,7 @@ class LocalLogWriter:
             )
         os.close(self._segment.descriptor)
         self._segment = segment
-        self._has_closed = True
+        self._has_closed, self._is_ending = True, False
 
     def _write(self, frame: tuple[bytes, pa.Buffer]) -> None:
         try:

@@ -23,12 +23,13 @@ from deltaworks.log.change_log import (
     OffsetRetiredError,
     StoredGroup,
 )
+from deltaworks.log.damage import note_suspect
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import read_end
 from deltaworks.log.header import check_follows, check_not_ahead, end_after
 from deltaworks.log.sealed import SealedBytes
 from deltaworks.log.segment import BadFrameError, Schemas, decode_frame, read_frame
-from deltaworks.log.segment_file import OpenSegment, corrupt, opened, retired, segments, size_of
+from deltaworks.log.segment_file import OpenSegment, corrupt, next_step, opened, retired, segments, size_of
 from deltaworks.log.wake import wait_until
 from deltaworks.position import Lsn
 
@@ -68,6 +69,8 @@ class LocalLogReader:
         self._end = EMPTY_END
         self._firsts: list[int] = []
         self._bounds: dict[int, array[int]] = {}
+        # The file that the bounds are of: sealing keeps them, mending may not.
+        self._inodes: dict[int, int] = {}
         self._index: tuple[int, pa.Table] | None = None
         self._schemas = Schemas()
 
@@ -77,7 +80,7 @@ class LocalLogReader:
         if published is None:
             _check_has_no_groups(self.folder)
             return EMPTY_END
-        with self._lock:
+        with self._lock, self._telling():
             if published.identity != self._identity:
                 # The folder was removed and made anew: what is known here is of another log.
                 self._forget(published.identity)
@@ -104,7 +107,7 @@ class LocalLogReader:
         Raises:
             OffsetRetiredError: it is no longer kept.
         """
-        with self._lock:
+        with self._lock, self._telling():
             return self._header(sequence)
 
     def place(self, sequence: int) -> GroupPlace:
@@ -113,7 +116,7 @@ class LocalLogReader:
         Raises:
             OffsetRetiredError: it is no longer kept.
         """
-        with self._lock:
+        with self._lock, self._telling():
             first, _ = self._locate(sequence)
             if self._index is None or self._index[0] != first:
                 with self._opened(first) as segment:
@@ -135,13 +138,12 @@ class LocalLogReader:
         """Headers from the last group to the oldest that is kept."""
         last = self.end().sequence
         oldest = min(self._segments(), default=0)
-        with _Opened(self._opened) as at:
+        with self._telling(), _Opened(self._opened) as at:
             for sequence in range(last, oldest - 1, -1):
                 try:
-                    with self._lock:
-                        first, start = self._locate(sequence)
-                    header = at.segment(first).frame(start, sequence=sequence).header()
-                    at.close_after(first)
+                    segment, start = self._find(sequence, at)
+                    header = segment.frame(start, sequence=sequence).header()
+                    at.close_after(segment.first)
                 except OffsetRetiredError:
                     # It was retired since this began, and what is older with it.
                     return
@@ -169,12 +171,18 @@ class LocalLogReader:
         def wanted_bytes() -> float:
             return left * max(1, taken_bytes) / max(1, taken_changes)
 
-        with _Opened(self._opened) as at:
+        with self._telling(), _Opened(self._opened) as at:
             for run in checked(self._runs(at, sequence, last), wanted_bytes=wanted_bytes):
                 at.close_before(run.segment.first)
                 for frame, body in run.frames:
                     group = decode_frame(frame, body, self._schemas)
-                    check_follows(group.header, sequence=sequence, previous=previous, where=str(self.folder))
+                    check_follows(
+                        group.header,
+                        sequence=sequence,
+                        previous=previous,
+                        where=str(self.folder),
+                        mends_hole=next_step(self.folder),
+                    )
                     yield group
                     previous, sequence = group.header, sequence + 1
                     changes = previous.next_offset - previous.offset
@@ -189,13 +197,13 @@ class LocalLogReader:
         """Where the groups up to the last one lie; ends behind one that cannot be whole."""
         most_groups, window_bytes = 1, FIRST_BYTES
         while sequence <= last:
+            segment, start = self._find(sequence, at)
+            is_within = True
             with self._lock:
-                first, start = self._locate(sequence)
-                place = bisect_right(self._firsts, first)
+                place = bisect_right(self._firsts, segment.first)
                 # A segment ends where the next one begins: one that was restored may have the start of a transaction
                 # behind that, whose other parts are lost.
                 stop = min(last + 1, self._firsts[place]) if place < len(self._firsts) else last + 1
-            segment, is_within = at.segment(first), True
             while is_within:
                 most_groups = min(most_groups, stop - sequence)
                 if isinstance(segment.bytes, SealedBytes):
@@ -218,9 +226,41 @@ class LocalLogReader:
         return Run(segment=segment, sequence=sequence, groups=groups, start=start, end=end)
 
     def _header(self, sequence: int) -> GroupHeader:
-        first, start = self._locate(sequence)
-        with self._opened(first) as segment:
-            return segment.frame(start, sequence=sequence).header()
+        while True:
+            first, start = self._locate(sequence)
+            with self._opened(first) as segment:
+                if self._is_of(segment):
+                    return segment.frame(start, sequence=sequence).header()
+
+    def _find(self, sequence: int, at: "_Opened") -> tuple[OpenSegment, int]:
+        """The open segment of a durable group and the group's place in it."""
+        while True:
+            with self._lock:
+                first, start = self._locate(sequence)
+                segment = at.segment(first)
+                if self._is_of(segment):
+                    return segment, start
+            # It may be the older file that is open.
+            at.leave(first)
+
+    def _is_of(self, segment: OpenSegment) -> bool:
+        """Whether what is known of a segment is of this file; it is forgotten where it is not."""
+        bounds = self._bounds.get(segment.first)
+        if bounds and bounds[-1] <= segment.bytes.size and self._inodes.get(segment.first) == segment.inode:
+            return True
+        self._bounds.pop(segment.first, None)
+        self._index = None
+        return False
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Leave word of a group that cannot be read to the one that may mend it."""
+        try:
+            yield
+        except CorruptLogError as error:
+            if error.sequence is not None:
+                note_suspect(self.folder, error.sequence, str(error))
+            raise
 
     def _locate(self, sequence: int) -> tuple[int, int]:
         """The segment (by its first sequence) and the place in it of a durable group."""
@@ -237,8 +277,8 @@ class LocalLogReader:
         if self._firsts and sequence < self._firsts[0]:
             raise retired(self.folder, sequence, oldest=self._firsts[0])
         raise CorruptLogError(
-            f"cannot find group {sequence} in {str(self.folder)!r} although it was durable; "
-            "restore the log from a copy, or remove it and dump the source again"
+            f"cannot find group {sequence} in {str(self.folder)!r} although it was durable; {next_step(self.folder)}",
+            sequence=sequence,
         )
 
     def _segments_with(self, sequence: int) -> Iterator[int]:
@@ -259,6 +299,9 @@ class LocalLogReader:
         with self._opened(first) as segment:
             if isinstance(segment.bytes, SealedBytes):
                 return self._sealed_bounds(segment)
+            if self._inodes.get(first) != segment.inode or bounds[-1] > segment.bytes.size:
+                bounds = self._bounds[first] = array("Q", [0])
+                self._inodes[first] = segment.inode
             # Never looks behind `sequence`: what lies there may be in the middle of being written.
             while sequence - first >= len(bounds) - 1:
                 try:
@@ -273,10 +316,11 @@ class LocalLogReader:
     def _sealed_bounds(self, segment: OpenSegment) -> "array[int]":
         """The bounds of all frames of a sealed segment; it may have been a plain one when it was looked into before."""
         bounds, size = self._bounds.get(segment.first), segment.bytes.size
-        if bounds is None or bounds[-1] != size:
+        if bounds is None or bounds[-1] != size or self._inodes.get(segment.first) != segment.inode:
             groups = _index(segment)
             starts = [] if groups is None else groups.column("start").to_pylist()
             bounds = self._bounds[segment.first] = array("Q", [*starts, size])
+            self._inodes[segment.first] = segment.inode
         return bounds
 
     def _segments(self) -> list[int]:
@@ -307,6 +351,7 @@ class LocalLogReader:
         self._end = EMPTY_END
         self._firsts = []
         self._bounds = {}
+        self._inodes = {}
         self._index = None
 
 
@@ -316,6 +361,7 @@ class _Opened:
     def __init__(self, opened: Callable[[int], AbstractContextManager[OpenSegment]]) -> None:
         self._opened = opened
         self._open: dict[int, tuple[OpenSegment, ExitStack]] = {}
+        self._left: list[ExitStack] = []
 
     def __enter__(self) -> "_Opened":
         return self
@@ -323,6 +369,8 @@ class _Opened:
     def __exit__(self, *_: object) -> None:
         for first in list(self._open):
             self._close(first)
+        for stack in self._left:
+            stack.close()
 
     def segment(self, first: int) -> OpenSegment:
         """The segment of that first group; raises like `opened`."""
@@ -331,6 +379,11 @@ class _Opened:
                 segment = stack.enter_context(self._opened(first))
                 self._open[first] = segment, stack.pop_all()
         return self._open[first][0]
+
+    def leave(self, first: int) -> None:
+        """Have that segment opened anew the next time; what is being read of it stays open until the end."""
+        if first in self._open:
+            self._left.append(self._open.pop(first)[1])
 
     def close_before(self, first: int) -> None:
         """Close those that only groups before that one are in."""

@@ -21,6 +21,7 @@ from deltaworks.log.full_disk import is_full
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
 from deltaworks.log.membership import Membership, SharesError
+from deltaworks.log.mending import LocalMending
 from deltaworks.log.retention import Retired, retire
 from deltaworks.log.segment_file import usage
 from deltaworks.log.takeover import take_over
@@ -56,6 +57,9 @@ class LogPlace(Protocol):
             SharesError: this kind of log is not shared, or the group has another number of shares.
             LogAwayError: the servers that keep the log do not answer.
         """
+
+    def mending(self, writer: LogWriter | None = None) -> LocalMending | None:
+        """The damage to the log, mended by who has its writer; `None` where others see to that."""
 
     def usage(self) -> LogUsage | None:
         """What the log takes of this machine's disk; `None` where it is kept elsewhere."""
@@ -115,11 +119,13 @@ class LocalLog:
 
     def reader(self) -> LocalLogReader:
         """See `LogPlace`."""
+        return LocalLogReader(self.folder, archive=self._archived())
+
+    def _archived(self) -> ArchivedSegments | None:
         if self._archive is None or self.settings.archive is None:
-            return self.near_reader()
+            return None
         size = self.settings.archive.cache_bytes
-        archived = ArchivedSegments(self.folder, self._archive, cache=self.cache, cache_bytes=size)
-        return LocalLogReader(self.folder, archive=archived)
+        return ArchivedSegments(self.folder, self._archive, cache=self.cache, cache_bytes=size)
 
     def near_reader(self) -> LocalLogReader:
         """See `LogPlace`."""
@@ -141,6 +147,11 @@ class LocalLog:
             f"cannot share app {group!r}: its log is in the folder {str(self.folder)!r} of one machine, where one "
             "process does the work; leave `shares` out, or keep the log on Kafka"
         )
+
+    def mending(self, writer: LogWriter | None = None) -> LocalMending:
+        """See `LogPlace`."""
+        end_segment = writer.end_segment if isinstance(writer, LocalLogWriter) else None
+        return LocalMending(self.folder, archive=self._archived(), end_segment=end_segment)
 
     def usage(self) -> LogUsage:
         """See `LogPlace`."""

@@ -14,6 +14,7 @@ import os
 import struct
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,10 @@ class SealedBytes:
             BadFrameError: it fails its checksum.
         """
         return _table(self.descriptor, *self._groups)
+
+    def stored_blocks(self) -> Iterator[bytes]:
+        """The blocks as they are stored, in order and not checked: for whoever saves what is left of them."""
+        return (os.pread(self.descriptor, block.length, block.at) for block in self._blocks)
 
     def read(self, start: int, length: int) -> memoryview:
         """See `FrameBytes`."""

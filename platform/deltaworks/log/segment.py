@@ -10,6 +10,9 @@ what follows them. The JSON is the group's header plus the length of each stream
 Arrow IPC stream per batch, each with its schema and its metadata. Numbers are little-endian. The JSON
 ends with spaces, so that every body begins at a multiple of 8 as Arrow likes it; older ones do not.
 
+Format 2 is a named gap: a group whose changes are lost, see `mending`. It has no streams, and a number of its own so
+that a version which does not know gaps stops at it.
+
 A segment is named by the sequence of its first group. While it grows it needs no index; once it is closed it is
 sealed, see `sealed`: the same frames, compressed.
 """
@@ -30,6 +33,7 @@ from deltaworks.schema import TableSchema
 
 MAGIC = b"DWLG"
 FORMAT = 1
+GAP_FORMAT = 2
 
 _FIXED = struct.Struct("<4sIIIIQ")
 _CHECKED = struct.Struct("<IIIQ")
@@ -127,7 +131,8 @@ def encode_frame(header: GroupHeader, batches: tuple[ChangeBatch, ...]) -> tuple
     text = encode_header(header, streams=lengths)
     # Frames follow one another, and Arrow's streams are multiples of it.
     text += b" " * (-(_FIXED.size + len(text)) % _ALIGNMENT)
-    checked = _CHECKED.pack(FORMAT, len(text), zlib.crc32(body), body.size)
+    version = FORMAT if header.lost is None else GAP_FORMAT
+    checked = _CHECKED.pack(version, len(text), zlib.crc32(body), body.size)
     crc = zlib.crc32(text, zlib.crc32(checked))
     return MAGIC + crc.to_bytes(4, "little") + checked + text, body
 
@@ -139,6 +144,14 @@ def read_frame(source: FrameBytes, start: int) -> Frame | None:
         BadFrameError: the frame is cut short or its header fails the checksum.
         LogFormatError: a whole header of a format this version does not know.
     """
+    frame = read_head(source, start)
+    if frame is not None and frame.end > source.size:
+        raise BadFrameError("the frame is cut short")
+    return frame
+
+
+def read_head(source: FrameBytes, start: int) -> Frame | None:
+    """The frame at `start` by its header alone, whose body may be cut short; raises like `read_frame`."""
     head = source.read(start, _HEAD_BYTES)
     if not head:
         return None
@@ -147,16 +160,17 @@ def read_frame(source: FrameBytes, start: int) -> Frame | None:
     magic, crc, version, text_length, body_crc, body_length = _FIXED.unpack_from(head)
     if magic != MAGIC:
         raise BadFrameError("there is no frame")
-    if start + _FIXED.size + text_length + body_length > source.size:
+    if start + _FIXED.size + text_length > source.size:
         raise BadFrameError("the frame is cut short")
     text = head[_FIXED.size : _FIXED.size + text_length]
     if len(text) < text_length:
         text = source.read(start + _FIXED.size, text_length)
     if zlib.crc32(text, zlib.crc32(head[8 : _FIXED.size])) != crc:
         raise BadFrameError("the header fails its checksum")
-    if version != FORMAT:
+    if version not in (FORMAT, GAP_FORMAT):
         raise LogFormatError(
-            f"cannot read log format {version!r} at byte {start}; this version reads {FORMAT}: upgrade Deltaworks"
+            f"cannot read log format {version!r} at byte {start}; this version reads {FORMAT} and {GAP_FORMAT}: "
+            "upgrade Deltaworks"
         )
     return Frame(start=start, head=bytes(text), body_length=body_length, body_crc=body_crc)
 

@@ -36,6 +36,7 @@ class OpenSegment:
     first: int
     path: Path
     bytes: FrameBytes
+    inode: int
 
     def frame(self, start: int, *, sequence: int) -> Frame:
         """The frame of a group that was durable.
@@ -114,7 +115,7 @@ def opened(folder: Path, first_sequence: int) -> Iterator[OpenSegment]:
             content = SealedBytes(descriptor) if path.suffix == _SEALED else PlainBytes(descriptor)
         except BadFrameError as error:
             raise corrupt(path, 0, first_sequence, str(error)) from error
-        yield OpenSegment(first_sequence, path, content)
+        yield OpenSegment(first_sequence, path, content, os.fstat(descriptor).st_ino)
     finally:
         os.close(descriptor)
 
@@ -158,8 +159,16 @@ def usage(folder: Path) -> LogUsage:
 def corrupt(path: Path, start: int, sequence: int, what: str) -> CorruptLogError:
     """The error for a durable group that cannot be read back."""
     return CorruptLogError(
-        f"cannot read group {sequence} at byte {start} of {str(path)!r}: {what}; "
-        "restore the log from a copy, or remove it and dump the source again"
+        f"cannot read group {sequence} at byte {start} of {str(path)!r}: {what}; {next_step(path.parent)}",
+        sequence=sequence,
+    )
+
+
+def next_step(folder: Path) -> str:
+    """What mends a log in which a durable group cannot be read."""
+    return (
+        f"`deltaworks log mend {folder.name}`, or a capture service by itself, makes a named gap of what is lost and "
+        "dumps its tables again"
     )
 
 

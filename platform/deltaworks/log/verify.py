@@ -43,6 +43,7 @@ class LogFault:
 class LogVerification:
     """A log that was read from the oldest group that is kept to `position`, its last one's.
 
+    `lost` are named gaps, whose changes a damage took: told here, and no fault of the others.
     `unproven` groups have no proof: they are from before there was one, or from a writer that reads no source.
     `transactions` and `changes` are those of the groups that have one; `windows` sums them up.
     """
@@ -54,6 +55,7 @@ class LogVerification:
     position: Lsn = START
     windows: WindowSet = field(default_factory=WindowSet)
     faults: tuple[LogFault, ...] = ()
+    lost: tuple[LogFault, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -74,10 +76,13 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
     # What the oldest group that is left has to follow was retired.
     chain = NO_TRANSACTION if first == 0 else None
     faults: list[LogFault] = []
+    lost: list[LogFault] = []
     for group in reader.read(after_sequence=first - 1):
         groups += 1
         proof = group.header.proof
-        if proof is None:
+        if group.header.lost is not None:
+            lost.append(LogFault(sequence=group.header.sequence, what=f"lost, {group.header.lost}"))
+        elif proof is None:
             unproven += 1
         else:
             faults += check_group(group, proof, after=chain)
@@ -85,7 +90,7 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
             transactions += proof.chain.count - chain.count if chain is not None else group.header.transaction_count
             windows = windows.merge(proof.windows)
         # The stored chain, not the computed one: a fault is told once and not in every group behind it.
-        chain = group.header.chain
+        chain = group.header.known_chain
         if on_group is not None:
             on_group(groups, end.sequence + 1 - first)
     return LogVerification(
@@ -96,6 +101,7 @@ def verify_log(reader: LogReader, *, on_group: OnGroup | None = None) -> LogVeri
         position=end.position,
         windows=windows,
         faults=tuple(faults),
+        lost=tuple(lost),
     )
 
 

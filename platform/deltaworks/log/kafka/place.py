@@ -14,6 +14,7 @@ from deltaworks.config import KafkaLogConfig
 from deltaworks.log.archive.manifest import Archived
 from deltaworks.log.archive.restore import NothingArchivedError, Restored
 from deltaworks.log.archive.standing import SegmentPlace
+from deltaworks.log.change_log import LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.kafka.client import Client
 from deltaworks.log.kafka.membership import KafkaMembership
@@ -52,6 +53,9 @@ class KafkaLog:
     def join(self, group: str, *, shares: int) -> KafkaMembership:
         """See `LogPlace`. Kafka's own consumer group."""
         return KafkaMembership(self._client, group=group, shares=shares)
+
+    def mending(self, writer: LogWriter | None = None) -> None:  # a part of the contract
+        """See `LogPlace`. The brokers mend a replica from the others."""
 
     def usage(self) -> None:
         """See `LogPlace`. The brokers keep it."""
