@@ -9,7 +9,8 @@ the worst a crash does is that the last chunk is read once more.
 
 Where the source no longer has what comes next (`SlotInvalidatedError`), that is a gap with a name. It is said
 aloud, stored, and repaired: a new slot, a dump of every table, deletes of the rows that are gone. Where the
-catalog shows a change that the stream cannot (see `capture.schema_change`), the table is dumped again.
+catalog shows a change that the stream cannot (see `capture.schema_change`), the table is dumped again. So it is
+where groups of the log itself are lost (see `mending`): one mechanism for every gap.
 """
 
 import threading
@@ -38,9 +39,18 @@ from deltaworks.capture.source import (
 from deltaworks.change import READ
 from deltaworks.errors import RetryableError
 from deltaworks.log.canary import Canaries
-from deltaworks.log.change_log import Group, LogAwayError, LogEnd, LogFullError, LogReader, LogWriter
+from deltaworks.log.change_log import (
+    CorruptLogError,
+    Group,
+    LogAwayError,
+    LogEnd,
+    LogFullError,
+    LogReader,
+    LogWriter,
+)
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import Dumping, OnProgress
+from deltaworks.log.losses import LogMendedError, Losses, Mending
 from deltaworks.log.sweep import Sweep
 from deltaworks.log.watch import Watch
 from deltaworks.position import START, Lsn
@@ -82,17 +92,19 @@ def drain(
     *,
     on_progress: OnProgress | None = None,
     requests: DumpRequests | None = None,
+    mending: Mending | None = None,
 ) -> RecordReport:
     """Record up to now: dumps are complete, and everything committed before the call is in the log.
 
     `reader` reads the log that `writer` writes; `requests` are dumps that were asked for, which end here
-    too unless they are paused. Works on an idle source: it writes a mark and waits for that.
+    too unless they are paused; `mending` mends that log, and what is lost with its groups is dumped again here.
+    Works on an idle source: it writes a mark and waits for that.
 
     Raises:
         RetryableError: the source is away, its slot is held, or the log is full; a later call goes on.
         TerminalError: the source cannot be captured as it is.
     """
-    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, stop=None)
+    run = _Run(source, writer, reader, on_progress=on_progress, requests=requests, mending=mending, stop=None)
     pause_s, has_another_form = FIRST_RETRY_S, False
     while True:
         try:
@@ -108,6 +120,8 @@ def drain(
             logger.warning("the stream is opened once more", source=source.name, reason=str(error))
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LAST_RETRY_S)
+        except LogMendedError as error:
+            logger.info("the stream is opened once more", source=source.name, reason=str(error))
 
 
 def follow(
@@ -120,6 +134,7 @@ def follow(
     requests: DumpRequests | None = None,
     lease: SourceLease | None = None,
     canary_s: float | None = None,
+    mending: Mending | None = None,
 ) -> RecordReport:
     """Record until `stop` is set. Reconnects after a `RetryableError`, with growing pauses.
 
@@ -132,7 +147,15 @@ def follow(
         TerminalError: the source cannot be captured as it is, or the log is lost to another writer.
     """
     run = _Run(
-        source, writer, reader, on_progress=on_progress, requests=requests, stop=stop, lease=lease, canary_s=canary_s
+        source,
+        writer,
+        reader,
+        on_progress=on_progress,
+        requests=requests,
+        mending=mending,
+        stop=stop,
+        lease=lease,
+        canary_s=canary_s,
     )
     pause_s = FIRST_RETRY_S
     while not stop.is_set():
@@ -166,6 +189,7 @@ class _Run:
         *,
         on_progress: OnProgress | None,
         requests: DumpRequests | None,
+        mending: Mending | None,
         stop: threading.Event | None,
         lease: SourceLease | None = None,
         canary_s: float | None = None,
@@ -178,6 +202,7 @@ class _Run:
         self._reader = reader
         self._on_progress = on_progress
         self._requests = requests
+        self._mending = mending
         self._stop = stop
         self._began_at = time.monotonic()
         self._changes = 0
@@ -194,6 +219,8 @@ class _Run:
             # The stream leads to the same place each time, also where groups without changes come before it.
             self._stumbled.append(_Stumble(self._writer.end().position, time.monotonic(), str(error)))
             raise
+        except CorruptLogError as error:
+            raise self._losses.after(error) from error
 
     def _record(self, *, until_drained: bool) -> None:
         self._start()
@@ -212,6 +239,7 @@ class _Run:
             if self._begins_at > end.position:
                 # The gap is in the log before anything behind it can be.
                 self._record_group(stream, Slice(position=self._begins_at))
+            self._losses.look(end.position)
             self._dumping.recall()
             self._watch.look(at_once=True)
             target = self._write_mark() if until_drained else None
@@ -245,6 +273,7 @@ class _Run:
         self._sweep = Sweep(reader=self._reader)
         self._canaries = Canaries(every_s=self._canary_s, write_mark=self._write_mark)
         self._begins_at = START
+        self._losses = Losses(mending=self._mending, source=self._source, watch=self._watch, redump=self._redump_lost)
         self._appended_at = time.monotonic()
 
     def _open(self, end: LogEnd) -> AbstractContextManager[ChangeStream]:
@@ -277,6 +306,9 @@ class _Run:
         if survey is not None and end.sequence >= 0:
             for table in survey.tables:
                 self._redump(table, reason="changes were missed", since=survey.position, change=changes.get(table))
+
+    def _redump_lost(self, table: TableName, since: Lsn) -> None:
+        self._redump(table, reason="its changes in the log are lost", since=since, change=None)
 
     def _redump(self, table: TableName, *, reason: str, since: Lsn, change: SchemaChange | None) -> None:
         self._dumping.restart(table, reason)
@@ -321,6 +353,7 @@ class _Run:
             # Nothing comes between the parts of a transaction.
             self._take_part(stream)
             return
+        self._losses.look(self._writer.end().position)
         self._watch.look()
         self._canaries.advance()
         is_sweeping = self._sweep_some(stream)
@@ -394,6 +427,7 @@ class _Run:
         faults.reach("capture.after_confirm")
         self._dumping.saved()
         self._watch.saved(sequence=end.sequence + 1)
+        self._losses.saved(sequence=end.sequence + 1)
         self._count(group)
 
     def _append(self, group: Group, stream: ChangeStream) -> None:

@@ -111,6 +111,14 @@ class Watch:
         self.is_unsaved = True
         return changes
 
+    def note_gap(self, gap: Gap) -> bool:
+        """Note a gap that was found in the log itself; `False` where it is noted already."""
+        if gap in self.gaps:
+            return False
+        self.gaps = (*self.gaps, gap)
+        self.is_unsaved = True
+        return True
+
     def close_gaps(self) -> None:
         """Note that everything that was missed is in the log."""
         for gap in self.gaps:

@@ -121,6 +121,7 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
                         requests=requests,
                         lease=place.lease,
                         canary_s=config.source(source).canary_s,
+                        mending=log.mending(place.writer),
                     )
                 except (LeaseLostError, FencedError) as error:
                     # The one that took over is the service now; this one is there for when that dies.
@@ -178,7 +179,14 @@ def _bring_to_now(
         _wait_for_service(database, reader)
         return "the capture service"
     with closing(place):
-        recorder.drain(database, place.writer, reader, on_progress=_dump_progress(on_progress), requests=requests)
+        recorder.drain(
+            database,
+            place.writer,
+            reader,
+            on_progress=_dump_progress(on_progress),
+            requests=requests,
+            mending=log.mending(place.writer),
+        )
     return "this run"
 
 
