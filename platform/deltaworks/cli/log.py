@@ -250,6 +250,27 @@ def verify(name: LogName, config: ConfigFile = DEFAULT_CONFIG) -> None:
     print_verification(load_config(config), name)
 
 
+@log.command()
+def mend(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Read all of SOURCE's log and mend what is damaged: from a copy, or by a named gap that capture dumps again.
+
+    A capture service mends by itself what any reader meets.
+    """
+    from deltaworks import operate
+
+    with Bars() as bars:
+        report = operate.mend_log(load_config(config), source, on_progress=bars)
+    for lost in report.lost:
+        out.print(f"• {lost.summary}", markup=False, highlight=False, soft_wrap=True)
+    out.print(report.summary, markup=False, highlight=False, soft_wrap=True)
+    if report.lost:
+        out.print(
+            f"the capture service, or `deltaworks capture {source} --until-now`, dumps the tables again",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def print_verification(config: Config, name: str) -> None:
     """Check a log and say how it is."""
     from deltaworks import operate
@@ -258,6 +279,8 @@ def print_verification(config: Config, name: str) -> None:
         report = operate.verify_log(config, name, on_progress=bars)
     for fault in report.faults:
         out.print(f"• {fault}", markup=False, highlight=False, soft_wrap=True)
+    for lost in report.lost:
+        out.print(f"• {lost}", markup=False, highlight=False, soft_wrap=True)
     unproven = f", {report.unproven:,} of them without a proof" if report.unproven else ""
     counts = f"{report.changes:,} changes, {report.transactions:,} transactions, {report.groups:,} groups"
     out.print(f"{name}: {counts}{unproven}", highlight=False)
@@ -283,6 +306,7 @@ def header_json(header: GroupHeader) -> dict[str, Any]:  # Any: JSON values
         "appended_at": header.appended_at.isoformat(),
         "is_partial": header.is_partial,
         "is_proven": header.proof is not None,
+        "lost": header.lost,
     }
 
 
@@ -298,5 +322,6 @@ def _size_text(usage: LogUsage) -> str:
 def _line(header: GroupHeader) -> str:
     tables = ", ".join(f"{table} {count:,}" for table, count in header.tables.items()) or "no changes"
     part = ", goes on in the next group" if header.is_partial else ""
+    part += f"; LOST, {header.lost}" if header.lost is not None else ""
     place = f"group {header.sequence} offset {header.offset} at {header.position}"
     return f"{header.appended_at:%F %T} {place}: {tables}{part}"

@@ -9,6 +9,7 @@
 | `dump`     | existing rows were read and are in the log: of tables, of keys, of a condition |
 | `load`     | the lake holds a log's state at its end, in one commit                     |
 | `verify_log` | the log was checked against what its reader saw                          |
+| `mend_log` | what cannot be read of a log is a named gap, which capture dumps again          |
 | `audit`    | every hop was compared with the one before; what is lost is an incident     |
 | `repair`   | the keys of every open incident were dumped again                          |
 | `replay`   | an app was run over the log again, and compared with what its sinks hold      |
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         released,
         verify,
     )
+    from deltaworks.operate.mending import Mended, NotMendableError, mend_log
     from deltaworks.operate.models import Model, describe_models
     from deltaworks.operate.progress import Behind, StatusRow, behind, status
     from deltaworks.operate.repairing import RepairError, repair
@@ -117,10 +119,12 @@ __all__ = [
     "LakeMovedError",
     "Loaded",
     "LoadedTable",
+    "Mended",
     "MetricsPortInUseError",
     "Model",
     "NoDeadLetterError",
     "NotAnsweredError",
+    "NotMendableError",
     "OnDumpProgress",
     "Processed",
     "RepairError",
@@ -164,6 +168,7 @@ __all__ = [
     "list_logs",
     "list_segments",
     "load",
+    "mend_log",
     "metrics_server",
     "newest_groups",
     "open_lake",
@@ -219,6 +224,7 @@ _LATE = {
     ),
     "repairing": ("RepairError", "repair"),
     "replaying": ("ReplayError", "Replayed", "parse_start", "replay"),
+    "mending": ("Mended", "NotMendableError", "mend_log"),
     "models": ("Model", "describe_models"),
     "progress": ("Behind", "StatusRow", "behind", "status"),
     "beginning": ("Begun", "begin_app", "begin_lake"),

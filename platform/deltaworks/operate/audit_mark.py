@@ -85,7 +85,7 @@ def log_mark(up_to: int, chain: Chain | None) -> HopMark:
 
 
 def chain_at(reader: LogReader, sequence: int) -> Chain | None:
-    """The chain up to and with a group; `None` where the log does not have it."""
+    """The chain up to and with a group; `None` where the log does not have it, or that is lost."""
     if sequence < 0:
         return NO_TRANSACTION
     if sequence > reader.end().sequence:
@@ -94,7 +94,7 @@ def chain_at(reader: LogReader, sequence: int) -> Chain | None:
         group = next(iter(reader.read(after_sequence=sequence - 1, max_changes=1)))
     except OffsetRetiredError:
         return None
-    return group.header.chain
+    return group.header.known_chain
 
 
 def fresh_spans(spans: Sequence[Taken], mark: HopMark) -> list[Taken]:

@@ -30,6 +30,7 @@ from deltaworks.operate.audit_mark import (
 )
 from deltaworks.operate.incident import Incident, Incidents
 from deltaworks.operate.lake import open_lake_if_there
+from deltaworks.operate.mending import tell_incidents
 from deltaworks.operate.sink_audit import Ledgers, SinkAudit, audit_sink, is_comparable, same_sink
 from deltaworks.position import Lsn
 from deltaworks.process.app import App
@@ -146,6 +147,7 @@ def audit(config: Config, source: str, *, is_since_last: bool = False) -> Audit:
     Raises:
         CorruptLogError: a group of a log cannot be read at all.
     """
+    tell_incidents(config, source)
     incidents = Incidents.of(config, source)
     mark = AuditMark.read(config, source) if is_since_last else AuditMark()
     reader = open_log(config, source)
@@ -251,4 +253,5 @@ def _mark_of(app: str, spec: SinkSpec) -> str:
 
 def incidents(config: Config, source: str) -> Sequence[Incident]:
     """Every incident of a source, oldest first."""
+    tell_incidents(config, source)
     return Incidents.of(config, source).all()

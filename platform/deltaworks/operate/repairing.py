@@ -10,6 +10,8 @@ from deltaworks.log.audit import key_text as text_of
 from deltaworks.operate.dump import dump
 from deltaworks.operate.incident import Incident, Incidents, IncidentState
 from deltaworks.operate.lake import verify
+from deltaworks.operate.log import capture
+from deltaworks.operate.mending import is_of_a_gap, tell_incidents
 from deltaworks.process.registry import load_app
 
 KEYS_AT_ONCE = 10_000
@@ -29,11 +31,19 @@ def repair(config: Config, source: str) -> Sequence[Incident]:
         RepairError: the keys of a document are not those of a table.
         DeltaworksError: whatever a dump raises.
     """
+    tell_incidents(config, source)
     kept = Incidents.of(config, source)
-    return [_repaired(config, source, kept, incident) for incident in kept.open()]
+    ended = [_repaired(config, source, kept, incident) for incident in kept.open()]
+    tell_incidents(config, source)
+    now = {incident.id: incident for incident in kept.all()}
+    return [now[incident.id] for incident in ended]
 
 
 def _repaired(config: Config, source: str, kept: Incidents, incident: Incident) -> Incident:
+    if is_of_a_gap(config, source, incident):
+        # Capture dumps what is lost with a gap by itself, and finds the rows that are gone.
+        capture(config, source)
+        return incident
     loss = incident.loss
     tables = loss.tables or tuple(loss.keys)
     kind, _, app = loss.hop.partition(" ")
