@@ -168,7 +168,7 @@ def damage(path: Path, how: int, where: float, seed: int) -> bool:
     return bytes(after) != before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 40), min_size=8, max_size=20),
     is_sealed=st.booleans(),

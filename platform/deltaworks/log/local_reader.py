@@ -228,20 +228,34 @@ class LocalLogReader:
     def _header(self, sequence: int) -> GroupHeader:
         while True:
             first, start = self._locate(sequence)
-            with self._opened(first) as segment:
-                if self._is_of(segment):
-                    return segment.frame(start, sequence=sequence).header()
+            try:
+                with self._opened(first) as segment:
+                    if self._is_of(segment):
+                        return segment.frame(start, sequence=sequence).header()
+            except OffsetRetiredError as error:
+                self._check_is_elsewhere(sequence, first, error)
 
     def _find(self, sequence: int, at: "_Opened") -> tuple[OpenSegment, int]:
         """The open segment of a durable group and the group's place in it."""
         while True:
             with self._lock:
                 first, start = self._locate(sequence)
-                segment = at.segment(first)
-                if self._is_of(segment):
-                    return segment, start
+                try:
+                    segment = at.segment(first)
+                    if self._is_of(segment):
+                        return segment, start
+                except OffsetRetiredError as error:
+                    self._check_is_elsewhere(sequence, first, error)
             # It may be the older file that is open.
             at.leave(first)
+
+    def _check_is_elsewhere(self, sequence: int, first: int, error: OffsetRetiredError) -> None:
+        """Forget a segment that is gone; raise where its groups were retired, and are not in another segment."""
+        self._bounds.pop(first, None)
+        self._firsts = self._segments()
+        is_there = first in self._firsts or not self._firsts or sequence < self._firsts[0]
+        if is_there or isinstance(error, ArchivedSegmentGoneError):
+            raise error
 
     def _is_of(self, segment: OpenSegment) -> bool:
         """Whether what is known of a segment is of this file; it is forgotten where it is not."""
