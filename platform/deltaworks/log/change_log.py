@@ -133,6 +133,12 @@ class GroupHeader:
         """`chain`, or `None` where that is lost with the group."""
         return None if self.lost is not None and self.proof is None else self.chain
 
+    def may_follow(self, position: Lsn) -> bool:
+        """Whether a reader that stands at a position may go on with it: where a run of lost groups had its bounds is
+        not known, and the reader may have read some of them before.
+        """
+        return self.previous_position == position or (self.lost is not None and self.previous_position > position)
+
     @property
     def names_tables(self) -> bool:
         """Whether `tables` accounts for all of its changes; not so in a gap whose header could not be read."""

@@ -106,8 +106,8 @@ class Checkpoint:
         Raises:
             CorruptLogError: it is another log, or was restored to before this and has grown past it.
         """
-        found = groups[0].header.previous_position if groups else self.position
-        if self.sequence >= 0 and found != self.position:
+        if self.sequence >= 0 and groups and not groups[0].header.may_follow(self.position):
+            found = groups[0].header.previous_position
             raise CorruptLogError(
                 f"app {app!r} has read the log up to {str(self.position)!r}, and what comes next there follows "
                 f"{str(found)!r}: the log was made anew, or was restored to before that; remove what this app and its "

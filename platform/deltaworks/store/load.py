@@ -191,9 +191,8 @@ def groups_between(
         if up_to_sequence is not None and header.sequence > up_to_sequence:
             return
         found = (header.sequence, header.offset, header.previous_position)
-        # Where a run of lost groups had its bounds is not known, and it may have been loaded in part before.
-        is_behind = header.offset >= offset and header.previous_position >= position
-        is_gap = header.lost is not None and header.sequence == sequence + 1 and is_behind
+        is_behind = header.sequence == sequence + 1 and header.offset >= offset
+        is_gap = header.lost is not None and is_behind and header.may_follow(position)
         if found != (sequence + 1, offset, position) and not is_gap:
             raise BrokenLoadChainError(
                 f"cannot load log {log!r}: expected group {sequence + 1} at offset {offset} after {str(position)!r},"
