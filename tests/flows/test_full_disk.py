@@ -138,6 +138,61 @@ def test_a_full_log_makes_the_source_wait_and_loses_nothing(flow: Flow) -> None:
         assert "the source waits" in flow.output.read_text()
 
 
+SEALING = """
+import random, sys, threading
+from pathlib import Path
+from log.appending import append
+from deltaworks.log.change_log import LogFullError
+from deltaworks.log.local import LocalLogReader, LocalLogWriter
+from deltaworks.log.sealing import seal_closed
+
+disk, number = Path(sys.argv[1]), 0
+ids = [[random.getrandbits(62) for _ in range(2_000)] for _ in range(200)]
+(disk / "ballast").write_bytes(bytes(8 << 20))
+writer = LocalLogWriter.open(disk / "log", segment_bytes=1 << 20)
+try:
+    for number, group in enumerate(ids):
+        append(writer, group)
+except LogFullError:
+    print("full after", number)
+
+def read():
+    groups = LocalLogReader(disk / "log").read(after_sequence=-1)
+    return [group.batches[0].rows.column("id").to_pylist() for group in groups]
+
+try:
+    seal_closed(disk / "log", level=1)
+except OSError as error:
+    print("not sealed:", error.strerror)
+assert read() == ids[:number], "the log is not as it was"
+assert not list((disk / "log").glob("*.sealing")), "a draft takes room"
+(disk / "ballast").unlink()
+print("sealed", len(seal_closed(disk / "log", level=1)))
+append(writer, ids[number])
+writer.close()
+assert read() == ids[: number + 1]
+print("whole")
+"""
+
+
+def test_a_segment_that_has_no_room_to_be_sealed_stays_as_it_is(flow: Flow) -> None:
+    with on_small_disk(
+        "-c",
+        SEALING,
+        str(flow.home),
+        folder=flow.home,
+        size_bytes=16 * MB,
+        output=flow.output,
+        environment={"PYTHONPATH": str(ROOT / "tests"), "PYTHONDONTWRITEBYTECODE": "1"},
+    ) as disk:
+        ended = disk.process.wait(timeout=90)
+    said = flow.output.read_text()
+    assert ended == 0, said
+    assert "full after" in said, said
+    assert "not sealed: No space left on device" in said, said
+    assert "whole" in said.splitlines(), said
+
+
 def test_a_full_state_makes_an_app_wait_and_loses_nothing(flow: Flow) -> None:
     path = flow.write_config(home=flow.folder / "home", log={"kind": "local"})
     config = configuration.load(path, environment={})
