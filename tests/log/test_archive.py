@@ -38,7 +38,7 @@ from deltaworks.log.archive.standing import ArchiveStatus
 from deltaworks.log.change_log import ArchivedSegmentGoneError, CorruptLogError, OffsetRetiredError
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.log.registry import LocalLog, log_of
-from deltaworks.log.segment_file import segments
+from deltaworks.log.segment_file import segment_files, segments
 from deltaworks.object_store import ConditionalWriteError, ObjectStoreDeniedError, ObjectStoreDownError
 from deltaworks.process.runner import Runner
 from deltaworks.testing.postgres import free_port
@@ -462,3 +462,26 @@ def test_an_app_begins_in_the_archive_as_it_would_in_the_folder(tmp_path: Path, 
     assert len(segments(log.folder)) == 1
     assert results[0] == results[1]
     assert len(results[0]) == 20
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_damaged_segment_is_restored_from_its_archived_copy_and_nothing_is_lost(
+    log: LocalLog, *, is_gone: bool
+) -> None:
+    log.archive()
+    before = [group.header for group in log.reader().read(after_sequence=-1)]
+    first = segments(log.folder)[1]
+    [path] = segment_files(log.folder)[first]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if is_gone:
+        path.unlink()
+    with LocalLogWriter.open(log.folder) as writer:
+        mending = log.mending(writer)
+        assert bool(mending.look_through()) is not is_gone, "what is not here is read from the archive as it is"
+        assert mending.heed() is not is_gone
+    assert mending.lost() == []
+    assert [group.header for group in log.reader().read(after_sequence=-1)] == before
+    if not is_gone:
+        assert path.read_bytes() == whole
+        assert (log.folder / "damaged" / path.name).stat().st_size == len(whole) // 2
