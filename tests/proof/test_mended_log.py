@@ -1,12 +1,15 @@
 """A log that rots in its middle: capture names the gap and dumps it, and everything derived equals the source again."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from flows.readers import wait
 from proof.shop import bring_through
 from servers.postgres import Database
 from typer.testing import CliRunner
@@ -159,5 +162,29 @@ def test_what_was_lost_in_the_middle_of_a_log_is_dumped_and_all_equals_the_sourc
     # A lake that begins with the gap gets there as well.
     shutil.rmtree(config.lake_data)
     Path(config.lake_catalog.removeprefix("sqlite:")).unlink()
+    operate.load(config, "shop")
+    assert operate.verify(config, "shop").is_equal
+
+
+def test_a_running_service_mends_what_a_reader_meets(config: Config, database: Database) -> None:
+    capture(config, database, "insert into item select i, 'item ' || i, i % 10 from generate_series(1, 60) i")
+    end_segment(config)
+    victim = capture(config, database, "delete from item where id < 9")
+    end_segment(config)
+    rot_body(config, victim)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(operate.follow_capture, config, "shop", stop=stop)
+        try:
+            with pytest.raises(CorruptLogError):
+                operate.load(config, "shop")
+
+            def is_repaired() -> bool:
+                assert not service.done(), service.exception()
+                return [each.state for each in operate.incidents(config, "shop")] == [IncidentState.REPAIRED]
+
+            wait(is_repaired, what="the repair of the gap")
+        finally:
+            stop.set()
     operate.load(config, "shop")
     assert operate.verify(config, "shop").is_equal
