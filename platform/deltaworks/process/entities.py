@@ -20,11 +20,13 @@ import structlog
 from deltaworks import faults
 from deltaworks.change import ChangeBatch, together
 from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.position import Lsn
 from deltaworks.process.app import App
 from deltaworks.process.counting import Counting
 from deltaworks.process.flight import Flight
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
 from deltaworks.process.leaving import Leave, Leaving
+from deltaworks.process.pace import Pace
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.schemas import Schemas
 from deltaworks.process.sharing import Sharing
@@ -81,6 +83,7 @@ class Entities:
         self._leaving = Leaving(app, name=name, state=state)
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix=f"flush-{name}")
         self._flight: Flight | None = None
+        self._pace = Pace()
 
     @property
     def are_under_way(self) -> bool:
@@ -91,12 +94,21 @@ class Entities:
         """Wait for a flush that is under way; what it made durable is settled in the next life."""
         self._flusher.shutdown()
 
+    def wait_for_turn(self) -> None:
+        """While sinks flush, wait until folding is worth its while; see `pace`."""
+        flight = self._flight
+        if flight is not None and flight.flushing is not None:
+            delay_s = self._pace.delay_s(flushing_for_s=time.monotonic() - flight.since)
+            if delay_s:
+                flight.is_durable(within_s=delay_s)
+
     def fold(self, up_to_sequence: int) -> bool:
         """Fold the log up to a group into rows, as much as one transaction may hold; whether there was any.
 
         Raises:
             SchemaMismatchError: a table is not as the app declares it; nothing after it was folded.
         """
+        self._pace.begin_work()
         budget = CHANGES_PER_FOLD
         while budget > 0 and self.checkpoint.sequence < up_to_sequence:
             reading = self._log.read(after_sequence=self.checkpoint.sequence, max_changes=CHANGES_PER_READ)
@@ -184,6 +196,7 @@ class Entities:
         if self._flight is not None and self._flight.touched:
             # What was touched since those left waits for the next cycle; all of it came after they did.
             read_to = self._flight.read_to
+        self._pace.end_work()
         self.land()
         if outcome.used or outcome.kept:
             # Before anything more is folded: a change of what was looked up has to find its users.
@@ -198,7 +211,7 @@ class Entities:
         self._sinking.write(leave.outcome)
         # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
         position = max(read_to, self._sinking.reached) if len(waiting) < ENTITIES_PER_CYCLE else self._sinking.reached
-        flushing = self._flusher.submit(self._sinking.flush_all, position) if leave.outcome.documents else None
+        flushing = self._flusher.submit(self._flush, position) if leave.outcome.documents else None
         self._flight = Flight(
             outcome=outcome, leave=leave, waiting=waiting, position=position, read_to=read_to, flushing=flushing
         )
@@ -206,6 +219,12 @@ class Entities:
             # A key that is set back holds later changes back, a transition is told of after its document, and a share
             # may leave before the next cycle.
             self.land()
+
+    def _flush(self, position: Lsn) -> list[tuple[str, Sequence[Refusal]]]:
+        began = time.monotonic()
+        refusals = self._sinking.flush_all(position)
+        self._pace.flushed(time.monotonic() - began)
+        return refusals
 
     def land_if_durable(self) -> None:
         """`land` where the sinks have answered, or do in a moment."""

@@ -1,5 +1,6 @@
 """Documents on their way into durable sinks, while the next changes are folded and processed."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Flight:
     touched: dict[Key, At] = field(default_factory=dict)
     """Entities of this that changed since: they are due again, whatever becomes of what is under way."""
     keys: frozenset[Key] = field(init=False)
+    since: float = field(init=False, default_factory=time.monotonic)
+    """When it left, on the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.keys = frozenset(item.key for item in self.waiting)

@@ -348,6 +348,7 @@ class Runner:
                 if self._pause.is_on:
                     self._take_part()
                     continue
+                self._entities.wait_for_turn()
                 worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
                 attempt = 0
                 metrics.WAITS.labels(self._name).set(0)
