@@ -25,6 +25,7 @@ from deltaworks.process.sink import Document, key_text
 RUNS_AT_LEAST = 1 << 22
 """Documents that may be in runs before they are merged, however few keys there are."""
 
+_MINUTE_US = 60_000_000
 _PART = 1 << 20
 """Documents of one blob; SQLite takes a billion bytes at most."""
 
@@ -38,7 +39,21 @@ STATEMENT = """
 
 def runs_of_batch(batch: DocumentBatch, *, gone: pa.Array, refused: Collection[Key]) -> list[pa.Table]:
     """The documents of a range but for those of `refused` keys; `gone` are keys whose rows are not there any more."""
-    made, removed = batch.meta, batch.gone
+    return _runs(batch.meta, batch.gone, gone=gone, refused=refused)
+
+
+def runs_of_rows(
+    rows: pa.Table, documents: Sequence[Document], *, gone: Collection[Key], set_back: Collection[Key]
+) -> list[pa.Table]:
+    """The same of rows that became documents one by one, for all sinks; `set_back` are those that became none."""
+    meta = rows.select([KEY, "_commit", "_ordinal", "_committed_at"])
+    kind = meta.schema.field(KEY).type
+    is_removed = pc.is_in(meta.column(KEY), pa.array([each.key for each in documents if each.body is None], kind))
+    made, removed = meta.filter(pc.invert(is_removed)), meta.filter(is_removed)
+    return _runs(made, removed, gone=pa.array(list(gone), kind), refused=set_back)
+
+
+def _runs(made: pa.Table, removed: pa.Table, *, gone: pa.Array, refused: Collection[Key]) -> list[pa.Table]:
     if refused:
         made = made.filter(pc.invert(pc.is_in(made.column(KEY), pa.array(list(refused), made.schema.field(KEY).type))))
     if not removed.num_rows or not len(gone):
@@ -96,7 +111,11 @@ def stored_run(rows: Sequence[Sequence[Any]]) -> pa.Table:
 
 def _run(meta: pa.Table, sinks: str | None, *, is_gone: bool) -> pa.Table:
     count = meta.num_rows
-    minutes = meta.column("_committed_at").cast(pa.int64()).to_numpy() // 60_000_000
+    committed_at = meta.column("_committed_at").cast(pa.int64()).to_numpy()
+    minute = committed_at.min() // _MINUTE_US
+    # Most ranges are of one minute, and a division takes longer than all the rest.
+    is_one = committed_at.max() // _MINUTE_US == minute
+    minutes = np.full(count, minute, np.int32) if is_one else (committed_at // _MINUTE_US).astype(np.int32)
     known = pa.array([] if sinks is None else [sinks], pa.string())
     places = pa.nulls(count, pa.int32()) if sinks is None else pa.array(np.zeros(count, np.int32))
     return pa.table(
@@ -104,7 +123,7 @@ def _run(meta: pa.Table, sinks: str | None, *, is_gone: bool) -> pa.Table:
             KEY: meta.column(KEY),
             "position": meta.column("_commit"),
             "ordinal": meta.column("_ordinal"),
-            "minute": pa.array(minutes.astype(np.int32)),
+            "minute": pa.array(minutes),
             "sinks": pa.DictionaryArray.from_arrays(places, known),
             "is_gone": pa.array(np.full(count, is_gone)),
         }

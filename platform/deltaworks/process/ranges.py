@@ -27,7 +27,7 @@ from deltaworks.process.declared import KEY
 from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
 from deltaworks.process.entity import Entity
 from deltaworks.process.fold import Fold, Key, Row, moment
-from deltaworks.process.left import run_of_documents, runs_of_batch
+from deltaworks.process.left import run_of_documents, runs_of_batch, runs_of_rows
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink
@@ -141,7 +141,7 @@ class Ranges:
         with self._state.settling():
             self._keep(reduced, ranged.outcome, held)
             self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
-            self._state.ledger.leave_runs(_left(ranged))
+            self._state.ledger.leave_runs(_left(ranged, reduced))
             self._state.ledger.take(batches, after=checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(ranged.checkpoint)
             faults.reach("process.before_settle_commit")
@@ -267,11 +267,17 @@ class Ranges:
         )
 
 
-def _left(ranged: Ranged) -> list[pa.Table]:
+def _left(ranged: Ranged, reduced: Reduced) -> list[pa.Table]:
     """What every sink has of a range, for the ledger."""
-    outcome = ranged.outcome
-    refused = {setback.key for setback in outcome.setbacks} if outcome.refused_in_batch else frozenset()
-    runs = [] if outcome.batch is None else runs_of_batch(outcome.batch, gone=ranged.gone, refused=refused)
-    if outcome.documents:
-        runs.append(run_of_documents(outcome.documents, outcome.routes, gone=ranged.gone_keys))
+    outcome, documents = ranged.outcome, ranged.outcome.documents
+    runs: list[pa.Table] = []
+    if outcome.batch is not None:
+        refused = {setback.key for setback in outcome.setbacks} if outcome.refused_in_batch else frozenset()
+        runs = runs_of_batch(outcome.batch, gone=ranged.gone, refused=refused)
+    elif not outcome.routes:
+        set_back = {setback.key for setback in outcome.setbacks}
+        runs = runs_of_rows(reduced.rows, documents, gone=ranged.gone_keys, set_back=set_back)
+        documents = [each for each in documents if each.key in reduced.folded.puts] if reduced.folded.puts else []
+    if documents:
+        runs.append(run_of_documents(documents, outcome.routes, gone=ranged.gone_keys))
     return runs
