@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -205,8 +205,18 @@ def fill(folder: Path, count: int) -> Path:
     return path
 
 
-def run_ours(app: App, folder: Path, count: int, url: str) -> Rate:
-    sink = Counting()
+APPS = {"rows": row_app, "arrow": arrow_app, "sql": sql_app, "enrich": enrich_app}
+
+
+def run_ours(name: str, folder: Path, count: int, url: str) -> Rate:
+    """In a process of its own, as every peer."""
+    command = [sys.executable, __file__, "--ours", name, str(folder), str(count), url]
+    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return Rate(**done)
+
+
+def ours(name: str, folder: Path, count: int, url: str) -> Rate:
+    app, sink = APPS[name](), Counting()
     app.sink(sink)
     with tempfile.TemporaryDirectory(dir=folder) as home:
         (Path(home) / "log").symlink_to(folder / "log")
@@ -300,6 +310,10 @@ def main() -> int:
     """Run each work with everyone in turn."""
     if "--service" in sys.argv:
         asyncio.run(serve())
+    if "--ours" in sys.argv:
+        name, folder, count, url = sys.argv[sys.argv.index("--ours") + 1 :]
+        print(json.dumps(asdict(ours(name, Path(folder), int(count), url))))
+        return 0
     if "--feed" in sys.argv:
         place = sys.argv.index("--feed")
         feed(Path(sys.argv[place + 1]), int(sys.argv[place + 2]))
@@ -322,8 +336,8 @@ def main() -> int:
 
 
 def _runs(python: Path, url: str) -> dict[str, dict[str, Callable[[Path, Path, int], Rate]]]:
-    def ours(make: Callable[[], App]) -> Callable[[Path, Path, int], Rate]:
-        return lambda home, _, count: run_ours(make(), home, count, url)
+    def ours(name: str) -> Callable[[Path, Path, int], Rate]:
+        return lambda home, _, count: run_ours(name, home, count, url)
 
     def peer(name: str, work: str) -> Callable[[Path, Path, int], Rate]:
         return lambda _, path, count: run_peer(python, name, work, path, count, url)
@@ -339,17 +353,17 @@ def _runs(python: Path, url: str) -> dict[str, dict[str, Callable[[Path, Path, i
 
     return {
         "rows": {
-            "rows: ours": ours(row_app),
+            "rows: ours": ours("rows"),
             "rows: bytewax": peer("bytewax", "rows"),
             "rows: quixstreams": peer("quixstreams", "rows"),
         },
         "tables": {
-            "tables: ours, arrow": ours(arrow_app),
-            "tables: ours, sql": ours(sql_app),
+            "tables: ours, arrow": ours("arrow"),
+            "tables: ours, sql": ours("sql"),
             "tables: bytewax": peer("bytewax", "tables"),
         },
         "enrich": {
-            "enrich: ours": ours(enrich_app),
+            "enrich: ours": ours("enrich"),
             "enrich: bytewax": peer("bytewax", "enrich"),
             "enrich: quixstreams": few,
         },

@@ -9,14 +9,14 @@ that ever left and `RUNS_AT_LEAST` more.
 """
 
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deltaworks.process.ascending import last_of_each
+from deltaworks.process.ascending import Integers, last_of_each
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY
 from deltaworks.process.fold import Key
@@ -48,9 +48,20 @@ def runs_of_rows(
     """The same of rows that became documents one by one, for all sinks; `set_back` are those that became none."""
     meta = rows.select([KEY, "_commit", "_ordinal", "_committed_at"])
     kind = meta.schema.field(KEY).type
-    is_removed = pc.is_in(meta.column(KEY), pa.array([each.key for each in documents if each.body is None], kind))
-    made, removed = meta.filter(pc.invert(is_removed)), meta.filter(is_removed)
-    return _runs(made, removed, gone=pa.array(list(gone), kind), refused=set_back)
+    if set_back:
+        meta = meta.filter(pc.invert(pc.is_in(meta.column(KEY), pa.array(list(set_back), kind))))
+    if not meta.num_rows:
+        return []
+    is_made = pc.invert(_is_among(meta.column(KEY), [each.key for each in documents if each.body is None]))
+    nowhere = pa.array(np.zeros(meta.num_rows, np.int32), mask=is_made.to_numpy(zero_copy_only=False))
+    sinks = pa.DictionaryArray.from_arrays(nowhere, pa.array([""]))
+    return [_run(meta, sinks, is_gone=_is_among(meta.column(KEY), gone))]
+
+
+def _is_among(keys: pa.ChunkedArray, some: Collection[Key]) -> pa.Array:
+    if not some:
+        return pa.array(np.zeros(len(keys), bool))
+    return pc.is_in(keys.combine_chunks(), pa.array(list(some), keys.type))
 
 
 def _runs(made: pa.Table, removed: pa.Table, *, gone: pa.Array, refused: Collection[Key]) -> list[pa.Table]:
@@ -67,7 +78,17 @@ def _runs(made: pa.Table, removed: pa.Table, *, gone: pa.Array, refused: Collect
             (removed.filter(is_gone), "", True),
             (removed.filter(pc.invert(is_gone)), "", False),
         ]
-    return [_run(meta, sinks, is_gone=is_gone) for meta, sinks, is_gone in pieces if meta.num_rows]
+    return [
+        _run(meta, _alike(meta.num_rows, sinks), is_gone=pa.array(np.full(meta.num_rows, is_gone)))
+        for meta, sinks, is_gone in pieces
+        if meta.num_rows
+    ]
+
+
+def _alike(count: int, sinks: str | None) -> pa.DictionaryArray:
+    if sinks is None:
+        return pa.DictionaryArray.from_arrays(pa.nulls(count, pa.int32()), pa.array([], pa.string()))
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([sinks]))
 
 
 def run_of_documents(
@@ -109,23 +130,20 @@ def stored_run(rows: Sequence[Sequence[Any]]) -> pa.Table:
     )
 
 
-def _run(meta: pa.Table, sinks: str | None, *, is_gone: bool) -> pa.Table:
-    count = meta.num_rows
+def _run(meta: pa.Table, sinks: pa.DictionaryArray, *, is_gone: pa.Array) -> pa.Table:
     committed_at = meta.column("_committed_at").cast(pa.int64()).to_numpy()
     minute = committed_at.min() // _MINUTE_US
     # Most ranges are of one minute, and a division takes longer than all the rest.
     is_one = committed_at.max() // _MINUTE_US == minute
-    minutes = np.full(count, minute, np.int32) if is_one else (committed_at // _MINUTE_US).astype(np.int32)
-    known = pa.array([] if sinks is None else [sinks], pa.string())
-    places = pa.nulls(count, pa.int32()) if sinks is None else pa.array(np.zeros(count, np.int32))
+    minutes = np.full(len(sinks), minute, np.int32) if is_one else (committed_at // _MINUTE_US).astype(np.int32)
     return pa.table(
         {
             KEY: meta.column(KEY),
             "position": meta.column("_commit"),
             "ordinal": meta.column("_ordinal"),
             "minute": pa.array(minutes),
-            "sinks": pa.DictionaryArray.from_arrays(places, known),
-            "is_gone": pa.array(np.full(count, is_gone)),
+            "sinks": sinks,
+            "is_gone": is_gone,
         }
     )
 
@@ -167,7 +185,7 @@ class LeftRuns:
 
     def _write(self, run_id: int, run: pa.Table, *, is_merged: bool, part: int = 0) -> int:
         for start in range(0, run.num_rows, _PART):
-            rows = run.slice(start, _PART).combine_chunks()
+            rows = _as_differences(run.slice(start, _PART)).combine_chunks()
             body = pa.BufferOutputStream()
             with pa.ipc.new_stream(body, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
                 writer.write_table(rows)
@@ -193,4 +211,20 @@ def _newest(keys: pa.Array) -> "np.ndarray[Any, Any]":
 def read_runs(connection: sqlite3.Connection) -> Iterator[pa.Table]:
     """The runs in the order in which they left."""
     for (body,) in connection.execute("select body from left_run order by id, part"):
-        yield pa.ipc.open_stream(body).read_all()
+        yield _from_differences(pa.ipc.open_stream(body).read_all())
+
+
+def _as_differences(run: pa.Table) -> pa.Table:
+    """The run with its large numbers as steps from row to row, which are small and compress well."""
+    return _changed(run, lambda values: np.diff(values, prepend=values.dtype.type(0)))
+
+
+def _from_differences(run: pa.Table) -> pa.Table:
+    return _changed(run, lambda values: np.cumsum(values, dtype=values.dtype))
+
+
+def _changed(run: pa.Table, change: Callable[[Integers], Integers]) -> pa.Table:
+    for place, name in enumerate(run.column_names[:2]):
+        if pa.types.is_integer(run.column(place).type):
+            run = run.set_column(place, name, pa.array(change(run.column(place).to_numpy())))
+    return run

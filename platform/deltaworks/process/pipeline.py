@@ -176,7 +176,7 @@ class Pipeline:
             self.samples.extend(entities)
             values = [entity.after for entity in entities]
         run.outcome.documents += _documents(entities, values)
-        if self._app.steps:
+        if self._app.steps and not whole.is_kept(run.outcome):
             self._hold(whole.lost((), run.outcome), self._app.steps[-1], run)
         return run.outcome
 
@@ -456,10 +456,11 @@ def _gone(item: Waiting | Entity[Any]) -> Document:
 
 
 def _documents(entities: Sequence[Entity[Any]], bodies: Sequence[Any]) -> list[Document]:
-    return [
-        Document(entity.key, entity.version, entity.committed_at, body if type(body) is dict else to_mapping(body))
-        for entity, body in zip(entities, bodies, strict=True)
-    ]
+    if any(kind is not dict for kind in set(map(type, bodies))):
+        bodies = list(map(to_mapping, bodies))
+    # Column by column, which takes two thirds of the time of a call for each.
+    keys, versions = [each.key for each in entities], [each.version for each in entities]
+    return list(map(Document, keys, versions, [each.committed_at for each in entities], bodies))
 
 
 def _answered(

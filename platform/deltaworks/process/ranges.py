@@ -37,7 +37,8 @@ CHANGES_PER_RANGE = 32_768
 """What becomes Python objects at once: few enough for the caches of a processor."""
 CHANGES_PER_TABLE = 262_144
 """What stays in columns at once."""
-_LAGS_PER_RANGE = 1_000
+_LAGS_PER_RANGE = 200
+"""A sample: to observe one takes longer than to process a change."""
 
 Flush = Callable[[Lsn], Sequence[tuple[str, Sequence[Refusal]]]]
 
