@@ -1,5 +1,7 @@
 """While sinks flush the next changes are folded and processed: what leaves is in order, and nothing is forgotten."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypedDict
@@ -12,6 +14,7 @@ from process.material import INT, TEXT, Feed, TableSink, create, following, tabl
 from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
+from deltaworks.process import syncing
 from deltaworks.process.app import App, Source
 from deltaworks.process.runner import STATE_FILE, Runner
 from deltaworks.process.state import read_checkpoint
@@ -125,3 +128,51 @@ def test_entity_that_was_held_is_under_way_alone_and_no_position_is_told_meanwhi
             wait_until(lambda: runner.report().held == 0, timeout_s=60)
     faults.disarm()
     assert sink.bodies()[1]["title"] == "Alien"
+
+
+def test_nothing_leaves_before_the_state_it_was_made_of_is_on_disk(
+    monkeypatch: pytest.MonkeyPatch,
+    sink: TableSink,
+    make_config: MakeConfig,
+    service: FaultyService,
+    feed: Feed,
+    log: MemoryLog,
+) -> None:
+    gate, sync = Gate(), os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        gate()
+        sync(descriptor)
+
+    monkeypatch.setattr(syncing.os, "fdatasync", slow)
+    service.names = {1: "Ripley"}
+    feed.commit(
+        create(FILM, film_id=1, title="Alien", status="released"), create(ROLE, role_id=1, film_id=1, person_id=1)
+    )
+    with (
+        Runner.open(film_app(sink), config=make_config(url=service.url), name="films", log=log.reader()) as runner,
+        following(runner),
+    ):
+        assert gate.is_reached.wait(60)
+        # Steps run while the disk works, but no document is written.
+        wait_until(lambda: bool(service.calls), timeout_s=60)
+        assert sink.bodies() == {}
+        gate.open()
+        wait_until(lambda: 1 in sink.bodies(), timeout_s=60)
+
+
+def test_disk_that_refuses_a_sync_ends_the_app_before_anything_leaves(
+    monkeypatch: pytest.MonkeyPatch, sink: TableSink, make_config: MakeConfig, feed: Feed, log: MemoryLog
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "the disk refuses")
+
+    monkeypatch.setattr(syncing.os, "fdatasync", broken)
+    feed.commit(create(FILM, film_id=1, title="Alien", status="released"))
+    config = make_config(url="http://127.0.0.1:1")
+    with (
+        Runner.open(film_app(sink), config=config, name="films", log=log.reader()) as runner,
+        pytest.raises(OSError, match="the disk refuses"),
+    ):
+        runner.drain()
+    assert sink.bodies() == {}

@@ -1,16 +1,16 @@
 """The runner: reads the log, runs an app, and keeps what every crash leaves behind whole.
 
     log ──► fold ──► process ──► write ──► flush ──► settle ──► log …
-            │ synced: rows,      │ every sink,        │ not synced: keys
-            │ touched keys,      │ in turn            │ done or set back
-            │ checkpoint
+            │ synced meanwhile:  │ every sink,        │ not synced: keys
+            │ rows, touched      │ in turn            │ done or set back
+            │ keys, checkpoint
 
 While sinks flush, a thread of its own waits for them, and the next cycle folds and processes; before it writes, what
 was under way is settled. An entity under way is not processed again before, so its documents leave in order.
 
 | the process dies          | then, after a restart                                              |
 |---------------------------|--------------------------------------------------------------------|
-| before the fold is synced | the same groups are read again                                     |
+| before the fold commits   | the same groups are read again                                     |
 | before the keys settle    | the touched keys are processed again, from their newest state      |
 | at any other place        | nothing is done twice                                              |
 

@@ -17,7 +17,7 @@
 
 A cycle of the runner is two transactions:
 
-    fold    rows, touched keys and checkpoint: synced to disk before anything built on them may leave
+    fold    rows, touched keys and checkpoint: synced to disk before anything built on them may leave, see `syncing`
     settle  keys that the sinks have made durable: not synced, because losing it only repeats them
 
 So a document that left is never newer than the state, and a restart can only repeat a document, never
@@ -153,7 +153,8 @@ class Setback:
 class State:
     """The state of one app. One instance serves one thread at a time; the runner's lock keeps others out."""
 
-    def __init__(self, connection: sqlite3.Connection, app: App) -> None:
+    def __init__(self, connection: sqlite3.Connection, app: App, *, file: Path) -> None:
+        self.file = file
         self._connection = connection
         self._app = app
         self.rows = Rows(connection, app)
@@ -178,7 +179,7 @@ class State:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
         connection.execute("pragma cache_size = -65536")
-        state = cls(connection, app)
+        state = cls(connection, app, file=file)
         state._create(_fingerprint(app, shares))
         state.ledger.create()
         return state
