@@ -34,7 +34,6 @@ from deltaworks.process.sink import Refusal
 from deltaworks.process.sinking import Sinking
 from deltaworks.process.source import Table
 from deltaworks.process.state import Checkpoint, State, Waiting
-from deltaworks.process.syncing import StateSync
 
 ENTITIES_PER_CYCLE = 2_000
 """Enough to fill the batches of an enrichment; few enough that a flush is never far."""
@@ -85,7 +84,6 @@ class Entities:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix=f"flush-{name}")
         self._flight: Flight | None = None
         self._pace = Pace()
-        self._sync = StateSync(state.file)
 
     @property
     def are_under_way(self) -> bool:
@@ -95,7 +93,6 @@ class Entities:
     def close(self) -> None:
         """Wait for a flush that is under way; what it made durable is settled in the next life."""
         self._flusher.shutdown()
-        self._sync.close()
 
     def wait_for_turn(self) -> None:
         """While sinks flush, wait until folding is worth its while; see `pace`."""
@@ -155,7 +152,7 @@ class Entities:
             self._state.ledger.take(batches, after=self.checkpoint.sequence, up_to=last.sequence)
             self._state.save_checkpoint(checkpoint)
             faults.reach("process.before_fold_commit")
-        self._sync.begin()
+        self._state.sync.begin()
         faults.reach("process.after_fold")
         self.checkpoint = checkpoint
         self._counting.arrivals({key: touched.touched[key] for key in due}, last.appended_at)
@@ -212,7 +209,7 @@ class Entities:
         leave = self._leaving.prepare(outcome, waiting)
         if self._sharing is not None:
             self._sharing.check()
-        self._sync.wait()
+        self._state.sync.wait()
         self._sinking.write(leave.outcome)
         # Older changes than the checkpoint may still wait, so sinks hear of it only when none does.
         position = max(read_to, self._sinking.reached) if len(waiting) < ENTITIES_PER_CYCLE else self._sinking.reached

@@ -1,8 +1,8 @@
 """Runs an app by the direct plan, range after range; see `direct`.
 
 read ──► reduce ──► begin ──► steps ──► write ──► flush ──► settle
-                    synced: how far                         not synced: checkpoint, rows of keys set back
-                    the range goes
+                    synced meanwhile:                       not synced: checkpoint, rows of keys set back
+                    how far the range goes
 """
 
 import asyncio
@@ -125,9 +125,11 @@ class Ranges:
         standing = self._state.standing_keys()
         held = self._state.waiting_keys() if standing else set()
         reduced = self._reducer.reduce(groups, batches, stored=self._stored, apart=held)
-        with self._state.folding():
+        # Synced while the steps run; nothing leaves before that is done.
+        with self._state.settling():
             self._state.plan.begin(last.sequence)
             faults.reach("process.before_fold_commit")
+        self._state.sync.begin()
         faults.reach("process.after_fold")
         if self._is_vectorised:
             ranged = self._table_range(reduced, held)
@@ -164,6 +166,7 @@ class Ranges:
         entities, gone = self._reducer.entities(reduced.rows)
         more, more_gone = self._folded(reduced.folded, held)
         outcome = self._loop.run(self._pipeline.run_entities([*entities, *more], gone=[*gone, *more_gone]))
+        self._state.sync.wait()
         self._write(outcome)
         ranged = self._ranged(reduced, outcome, entity_count=len(entities) + len(gone) + len(more) + len(more_gone))
         ranged.gone_keys = frozenset(each.key for each in (*gone, *more_gone))
@@ -182,6 +185,7 @@ class Ranges:
             judged = rows.filter(pc.invert(pc.is_in(rows.column(KEY), failed)))
         batch = document_batch(judged, made)
         handed = faults.hand_over("process.write_batch", batch)
+        self._state.sync.wait()
         one_by_one: list[Document] | None = None
         for sink in self._sinks:
             faults.reach("process.before_write")

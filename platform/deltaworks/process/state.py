@@ -56,6 +56,7 @@ from deltaworks.process.sent import Sent
 from deltaworks.process.shares import STATEMENTS as SHARE_TABLES
 from deltaworks.process.shares import Shares
 from deltaworks.process.source import Table
+from deltaworks.process.syncing import StateSync
 from deltaworks.process.turns import MAY_GO as TURN_MAY_GO
 from deltaworks.process.turns import STATEMENTS as TURN_TABLES
 from deltaworks.process.turns import Turns
@@ -154,7 +155,8 @@ class State:
     """The state of one app. One instance serves one thread at a time; the runner's lock keeps others out."""
 
     def __init__(self, connection: sqlite3.Connection, app: App, *, file: Path) -> None:
-        self.file = file
+        self.sync = StateSync(file)
+        """Of what is committed and has to be on disk before anything leaves."""
         self._connection = connection
         self._app = app
         self.rows = Rows(connection, app)
@@ -186,6 +188,7 @@ class State:
 
     def close(self) -> None:
         """Close the file; an open transaction is rolled back."""
+        self.sync.close()
         self._connection.close()
 
     # The checkpoint
