@@ -43,7 +43,14 @@ class Flow:
         settings = {
             "home": str(home),
             "sources": {"bank": source | {"metrics_port": self.port, "canary_s": 1}},
-            "apps": {"balances": {"module": "flows.shared_app:balances", "source": "bank", "metrics_port": self.port}},
+            "apps": {
+                "balances": {
+                    "module": "flows.shared_app:balances",
+                    "source": "bank",
+                    "metrics_port": self.port,
+                    "settings": {"told": str(self.folder / "told.txt")},
+                }
+            },
             "connections": {"warehouse": {"kind": "postgres", "dsn": self.database.dsn}},
         }
         path = self.folder / "deltaworks.yaml"
