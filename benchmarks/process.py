@@ -312,6 +312,10 @@ def main() -> int:
         asyncio.run(serve())
     if "--ours" in sys.argv:
         name, folder, count, url = sys.argv[sys.argv.index("--ours") + 1 :]
+        with tempfile.TemporaryDirectory(prefix="deltaworks-") as warm:
+            # Compiled code is loaded at its first use, which a service has behind it.
+            fill(Path(warm), GROUP)
+            ours(name, Path(warm), GROUP, url)
         print(json.dumps(asdict(ours(name, Path(folder), int(count), url))))
         return 0
     if "--feed" in sys.argv:
