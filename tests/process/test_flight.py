@@ -14,7 +14,7 @@ from process.material import INT, TEXT, Feed, TableSink, create, following, tabl
 from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
-from deltaworks.process import syncing
+from deltaworks.process import entities, syncing
 from deltaworks.process.app import App, Source
 from deltaworks.process.runner import STATE_FILE, Runner
 from deltaworks.process.state import read_checkpoint
@@ -161,14 +161,20 @@ def test_nothing_leaves_before_the_state_it_was_made_of_is_on_disk(
         wait_until(lambda: 1 in sink.bodies(), timeout_s=60)
 
 
-def test_disk_that_refuses_a_sync_ends_the_app_before_anything_leaves(
+def test_disk_that_refuses_a_sync_once_ends_the_app_before_anything_leaves(
     monkeypatch: pytest.MonkeyPatch, sink: TableSink, make_config: MakeConfig, feed: Feed, log: MemoryLog
 ) -> None:
+    refusals = [OSError(errno.EIO, "the disk refuses")]
+
     def broken(_: int) -> None:
-        raise OSError(errno.EIO, "the disk refuses")
+        # The next sync says yes, though the pages of this one are gone.
+        if refusals:
+            raise refusals.pop()
 
     monkeypatch.setattr(syncing.os, "fdatasync", broken)
-    feed.commit(create(FILM, film_id=1, title="Alien", status="released"))
+    monkeypatch.setattr(entities, "CHANGES_PER_READ", 1)
+    for number in range(1, 4):
+        feed.commit(create(FILM, film_id=number, title="Alien", status="released"))
     config = make_config(url="http://127.0.0.1:1")
     with (
         Runner.open(film_app(sink), config=config, name="films", log=log.reader()) as runner,

@@ -16,6 +16,7 @@ class StateSync:
         self._descriptor: int | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._syncing: Future[None] | None = None
+        self._refused: OSError | None = None
 
     def begin(self) -> None:
         """Sync what is committed by now, in a thread of its own."""
@@ -40,6 +41,16 @@ class StateSync:
             self._descriptor = None
 
     def _sync(self) -> None:
+        # A disk that refused once may say yes to the next sync without the pages that it dropped.
+        if self._refused is not None:
+            raise self._refused
+        try:
+            self._sync_file()
+        except OSError as error:
+            self._refused = error
+            raise
+
+    def _sync_file(self) -> None:
         if self._descriptor is None:
             self._descriptor = os.open(self._file, os.O_RDONLY)
             # The log may be new, and then its name has to survive as well.
