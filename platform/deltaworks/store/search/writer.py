@@ -6,7 +6,8 @@ documents. So a crash leaves one state, the last commit, and a late write is ref
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -92,9 +93,10 @@ class SearchWriter:
                 "first (an app has one search index)"
             ) from error
         if not index.searcher().num_docs:
-            for _ in range(_BALLAST):
-                writer.add_document(tantivy.Document())
-            writer.commit()
+            with _committing(folder):
+                for _ in range(_BALLAST):
+                    writer.add_document(tantivy.Document())
+                writer.commit()
             index.reload()
         # Boosts and display may change without a rebuild; the newest declaration counts.
         replace_text(folder / SPEC_FILE, spec.to_json())
@@ -131,15 +133,13 @@ class SearchWriter:
         writer = self._open_writer()
         if self._pending:
             try:
-                faults.reach("search.before_commit")
-                writer.commit()
-            except (OSError, RuntimeError, ValueError) as error:
+                with _committing(self._folder):
+                    faults.reach("search.before_commit")
+                    writer.commit()
+            except IndexWriteError:
                 # Documents since the last commit may be lost: a later flush of this writer must not claim them.
                 self._has_failed = True
-                raise IndexWriteError(
-                    f"cannot commit the search index {str(self._folder)!r}: {error}; check the disk, then start the "
-                    "app again: it goes on from its checkpoint"
-                ) from error
+                raise
             faults.reach("search.after_commit")
             self._index.reload()
             self._searcher = self._index.searcher()
@@ -205,6 +205,17 @@ class SearchWriter:
                 for _, whole in terms:
                     entry.add_text(f"whole_{number}", whole)
         return entry
+
+
+@contextmanager
+def _committing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise IndexWriteError(
+            f"cannot commit the search index {str(folder)!r}: {error}; check the disk, then start the "
+            "app again: it goes on from its checkpoint"
+        ) from error
 
 
 @lru_cache(maxsize=50_000)
