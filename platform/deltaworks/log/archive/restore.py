@@ -115,7 +115,8 @@ def _name(draft: Path, folder: Path) -> None:
 
 
 def _clear(draft: Path) -> None:
-    for path in draft.iterdir():
+    # It has the log's own name by now where only the last sync failed.
+    for path in draft.iterdir() if draft.exists() else ():
         if path.name != LOCK_FILE:
             path.unlink()
 
