@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from deltaworks.capture.postgres import scan
 from deltaworks.capture.postgres.buffer import FIRST_BYTES, ReceiveBuffer
 from deltaworks.capture.postgres.clock import from_epoch_us
 from deltaworks.capture.postgres.compiled import Longs, i64
+from deltaworks.capture.postgres.lines import Lines
 from deltaworks.capture.postgres.logical_messages import OUR_PREFIX
 from deltaworks.capture.postgres.pgoutput import (
     LogicalMessage,
@@ -49,7 +49,6 @@ MOST_MESSAGE_BYTES = 1 << 30
 """No message of the server is larger: it builds them in memory that it allots in pieces below 1 GiB."""
 
 _COMMIT_FORM = struct.Struct(">xBQQq")
-_FIRST_LINES = 4096
 _FOREIGN_KINDS = b"ENScC"
 """What else a server may send in a stream: errors, notices, settings, and the two ends of a stream."""
 _FOREIGN_BYTES = 4096
@@ -78,9 +77,9 @@ class SliceBuilder:
     """Whether the next frame is no replication data but the end of the stream, an error or a notice."""
     _taken_up_to: Lsn = field(init=False)
     """The position of the last slice."""
+    _lines: Lines = field(init=False)
     _state: Longs = field(init=False)
-    _changes: Longs = field(init=False)
-    _transactions: Longs = field(init=False)
+    """That of the lines."""
     spill_folder: Path | None = None
     """Where transactions wait that are too large for memory; the system's own folder when left out."""
     pending_mark: str | None = None
@@ -98,9 +97,8 @@ class SliceBuilder:
 
     def __post_init__(self) -> None:
         self._taken_up_to = self.position
-        self._state = scan.new_state(position=self.position.value, nearby_xid=self.nearby_xid)
-        self._changes = np.empty((_FIRST_LINES, scan.CHANGE_SIZE), np.int64)
-        self._transactions = np.empty((_FIRST_LINES, scan.TRANSACTION_SIZE), np.int64)
+        self._lines = Lines.at(self.position.value, nearby_xid=self.nearby_xid)
+        self._state = self._lines.state
 
     @property
     def change_count(self) -> int:
@@ -217,7 +215,7 @@ class SliceBuilder:
     def begin_kept(self, *, has_xid: bool, transaction: tuple[int, int, int]) -> None:
         """Read nothing but the messages of one transaction whose end is known: (commit, txid, committed_at_us)."""
         self._state[scan.IN_TRANSACTION], self._state[scan.HAS_XID] = 1, has_xid
-        self._transactions[0] = transaction
+        self._lines.transactions[0] = transaction
 
     def scan_kept(self) -> None:
         """Go through all that is in the buffer, whole frames of one transaction."""
@@ -233,9 +231,9 @@ class SliceBuilder:
         return batches
 
     def _scan(self) -> int:
-        buffer, relations = self.buffer, self.relations
+        buffer, relations, lines = self.buffer, self.relations, self._lines
         return scan.scan(
-            buffer.data, buffer.end, self._state, relations.ids, relations.slots, self._changes, self._transactions
+            buffer.data, buffer.end, lines.state, relations.ids, relations.slots, lines.changes, lines.transactions
         )
 
     def _handle(self, why: int) -> None:
@@ -245,7 +243,7 @@ class SliceBuilder:
                 self.mark, self.pending_mark = self.pending_mark, None
                 self._state[scan.MARKED] = 0
         elif why == scan.ROOM:
-            self._grow()
+            self._lines.grow()
         elif why == scan.CONTROL:
             self._control()
         elif why == scan.FOREIGN:
@@ -360,29 +358,9 @@ class SliceBuilder:
         self.mark = None
         return taken
 
-    def _grow(self) -> None:
-        if self._state[scan.COUNT] == len(self._changes):
-            self._changes = _doubled(self._changes)
-        if self._state[scan.TRANSACTIONS] == len(self._transactions):
-            self._transactions = _doubled(self._transactions)
-
     def _release(self) -> None:
         """Let go of bytes and changes that are done with; those of an open transaction move to the front."""
-        state = self._state
-        closed, count = int(state[scan.CLOSED]), int(state[scan.COUNT])
-        start = int(self._changes[closed, scan.FRAME]) if count > closed else int(state[scan.AT])
-        left = self._changes[: count - closed]
-        left[:] = self._changes[closed:count]
-        left[:, scan.TRANSACTION] = 0
-        for column in (scan.NEW, scan.OLD):
-            # An offset of 0 stands for no row.
-            left[:, column] = np.where(left[:, column] == 0, 0, left[:, column] - start)
-        for column in (scan.END, scan.FRAME):
-            left[:, column] -= start
-        self.buffer.drop(start)
-        state[scan.AT] -= start
-        state[scan.STOP] = max(0, state[scan.STOP] - start)
-        state[scan.COUNT], state[scan.CLOSED], state[scan.TRANSACTIONS] = count - closed, 0, 0
+        self.buffer.drop(self._lines.drop_closed())
         self.buffer.shrink()
 
     def _control(self) -> None:
@@ -425,7 +403,7 @@ class SliceBuilder:
                 continue
             if slot == scan.UNKNOWN or not self.in_transaction:
                 raise self._unplaced(relation_id)
-            self._add_line(slot, TRUNCATE)
+            self._lines.add(slot, TRUNCATE)
 
     def _logical_message(self, message: LogicalMessage) -> None:
         if not message.prefix.startswith(OUR_PREFIX):
@@ -444,17 +422,17 @@ class SliceBuilder:
     def _add_message(self) -> None:
         # Behind the kind, and the transaction's id where there is one.
         body = int(self._state[scan.AT]) + scan.MESSAGE + 1 + 4 * int(self._state[scan.HAS_XID])
-        self._add_line(self.relations.message_slot, MESSAGE, new=body)
+        self._lines.add(self.relations.message_slot, MESSAGE, new=body)
 
     def _add_message_alone(self, message: LogicalMessage) -> None:
         """Take a message that stands outside of any transaction, as a transaction of its own without an id."""
         state = self._state
         state[scan.ORDINAL] = 0
-        self._grow()
+        self._lines.grow()
         clock_us = int(i64(self.buffer.data, int(state[scan.AT]) + scan.CLOCK)) + scan.POSTGRES_EPOCH_US
         # A transaction before it may end where its record begins, but none ends inside of that.
         behind = message.lsn + 1
-        self._transactions[state[scan.TRANSACTIONS]] = behind, 0, clock_us
+        self._lines.transactions[state[scan.TRANSACTIONS]] = behind, 0, clock_us
         self._add_message()
         state[scan.TRANSACTIONS] += 1
         self._alone_count += 1
@@ -462,30 +440,19 @@ class SliceBuilder:
         state[scan.POSITION] = max(behind, int(state[scan.POSITION]))
         self.is_complete |= self.change_count >= state[scan.MAX_CHANGES]
 
-    def _add_line(self, slot: int, op: str, *, new: int = 0) -> None:
-        """Note a change that the message which is looked at brings; `new` is where its values are."""
-        state = self._state
-        self._grow()
-        line = self._changes[state[scan.COUNT]]
-        line[[scan.SLOT, scan.OP, scan.NEW, scan.OLD]] = slot, ord(op), new, 0
-        line[[scan.PLACE, scan.TRANSACTION]] = state[scan.ORDINAL], state[scan.TRANSACTIONS]
-        line[[scan.END, scan.FRAME]] = state[scan.STOP], state[scan.AT]
-        state[scan.COUNT] += 1
-        state[scan.ORDINAL] += 1
-
     def _batches(self, count: int) -> Iterator[ChangeBatch]:
         """A batch per table and shape, in the order of their first changes."""
         shapes = self.relations.shapes
         order, starts = np.empty(count, np.int64), np.empty(len(shapes) + 1, np.int64)
-        scan.group(self._changes, count, len(shapes), order, starts)
+        scan.group(self._lines.changes, count, len(shapes), order, starts)
         present = np.flatnonzero(np.diff(starts)).tolist()
         for slot in sorted(present, key=lambda slot: int(order[starts[slot]])):
             lines = order[starts[slot] : starts[slot + 1]]
             try:
-                yield shapes[slot].build(self.buffer.data, self._changes, lines, self._transactions)
+                yield shapes[slot].build(self.buffer.data, self._lines.changes, lines, self._lines.transactions)
             except UnreadableRowError as error:
-                self._state[scan.AT] = self._changes[error.line, scan.FRAME]
-                self._state[scan.STOP] = self._changes[error.line, scan.END]
+                self._state[scan.AT] = self._lines.changes[error.line, scan.FRAME]
+                self._state[scan.STOP] = self._lines.changes[error.line, scan.END]
                 raise self._undecodable() from error
 
     def _frame(self) -> bytes:
@@ -511,12 +478,6 @@ class SliceBuilder:
 
     def _reported(self, what: str) -> MalformedMessageError:
         return reported(what, self._frame(), self.reports)
-
-
-def _doubled(lines: Longs) -> Longs:
-    larger: npt.NDArray[np.int64] = np.empty((2 * len(lines), lines.shape[1]), np.int64)
-    larger[: len(lines)] = lines
-    return larger
 
 
 # Each action takes the kind it stands for.
