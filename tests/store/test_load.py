@@ -385,6 +385,11 @@ def test_a_log_that_starts_over_is_not_loaded(lake, changes, new_changes, film):
     shorter.commit(10, put(1))
     with pytest.raises(LogRestartedError, match="up to 1, the log ends at 0"):
         load(lake, shorter.reader, log="studio")
+    as_long = new_changes(film)
+    for position in (5, 15):
+        as_long.commit(position, put(position))
+    with pytest.raises(LogRestartedError, match="up to 1, the log ends at 1 with position '0/F'"):
+        load(lake, as_long.reader, log="studio")
     longer = new_changes(film)
     for position in (5, 15, 25):
         longer.commit(position, put(position))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from deltaworks.position import Lsn, Version
 from deltaworks.process.sink import Document
 from deltaworks.store.search import SearchIndex, SearchReader, SearchWriter
+from deltaworks.store.search.layout import FreshnessRecord
 
 SPEC = SearchIndex("movies", text={"title": 4.0, "directors.name": 1.5, "cast.name": 1.5}, popularity="votes")
 
@@ -40,18 +41,30 @@ FILMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["committed", "recent", "both"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The films in tantivy's index, in the recent documents above it, or every other one there, hiding an old one."""
     folder = tmp_path_factory.mktemp("index")
-    writer = SearchWriter.open(folder, SPEC)
-    writer.write(
-        [
-            Document(key=number, version=Version(Lsn(number + 1), 0), committed_at=datetime.now(UTC), body=body)
-            for number, body in enumerate(FILMS)
-        ]
-    )
-    writer.flush(up_to=Lsn(100))
-    writer.close()
+
+    def document(number: int, position: int, body: dict[str, Any]) -> Document:
+        return Document(key=number, version=Version(Lsn(position), 0), committed_at=datetime.now(UTC), body=body)
+
+    documents = [document(number, number + 1, body) for number, body in enumerate(FILMS)]
+    old = [document(number, 0, film("Alien, an old name")) for number in range(len(FILMS))]
+    flushes = {
+        "committed": [documents],
+        "recent": [documents],
+        "both": [old[::2] + documents[1::2], documents[::2]],
+    }
+    for number, flush in enumerate(flushes[request.param]):
+        is_committed = request.param == "committed" or (request.param == "both" and number == 0)
+        writer = SearchWriter.open(folder, SPEC, recent_at_most=1 if is_committed else 1_000)
+        writer.write(flush)
+        writer.flush(up_to=Lsn(100))
+        writer.close()
+    record = FreshnessRecord.load(folder)
+    assert record is not None
+    assert bool(record.recent) == (request.param != "committed")
     return folder
 
 
@@ -113,6 +126,12 @@ def test_a_typo_is_forgiven_and_said(reader: SearchReader, query: str, first: st
     assert result.hits[0].body["title"] == first
     assert result.is_close
     assert not reader.search("spielberg").is_close
+
+
+def test_a_typo_in_a_name_does_not_count_as_one_in_a_title(reader: SearchReader) -> None:
+    in_director, in_title = (reader.search(query).hits[0] for query in ("spielburg", "schindlre"))
+    assert in_director.body == in_title.body
+    assert in_director.score / in_title.score == pytest.approx(1.5 / 4.0)
 
 
 def test_nonsense_finds_nothing(reader: SearchReader) -> None:

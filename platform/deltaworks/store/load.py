@@ -19,7 +19,7 @@ import duckdb
 
 from deltaworks import faults
 from deltaworks.errors import InvariantError, TerminalError
-from deltaworks.log.change_log import GroupHeader, LogReader, StoredGroup
+from deltaworks.log.change_log import GroupHeader, LogEnd, LogReader, StoredGroup
 from deltaworks.log.taken import Taken
 from deltaworks.position import START, Lsn
 from deltaworks.store.apply import Applied
@@ -113,11 +113,7 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
     end = reader.end()
     target = end.sequence if up_to_sequence is None else min(up_to_sequence, end.sequence)
     last = last_load(lake, log)
-    if end.sequence < last.sequence:
-        raise LogRestartedError(
-            f"cannot load log {log!r}: the lake has its groups up to {last.sequence}, the log ends at {end.sequence};"
-            f" restore the log, or drop schema lake.{log} and its row in lake.{SYSTEM_SCHEMA}.load and load it anew"
-        )
+    _check_is_in(end, last, log=log)
     if target <= last.sequence:
         return _report(log, last, last, tables={}, version=lake.version(), started_s=started_s)
     (before, after, tables, _), version = lake.commit(
@@ -127,6 +123,18 @@ def load(lake: Lake, reader: LogReader, *, log: str, up_to_sequence: int | None 
     )
     faults.reach("load.after_commit")
     return _report(log, before, after, tables=tables, version=version, started_s=started_s)
+
+
+def _check_is_in(end: LogEnd, last: LastLoad, *, log: str) -> None:
+    """Check that the log reaches to where the lake stands, and came there in the same way."""
+    is_another = end.sequence == last.sequence and (end.offset, end.position) != (last.next_offset, last.position)
+    if end.sequence < last.sequence or is_another:
+        found = f"ends at {end.sequence}" + (f" with position {str(end.position)!r}" if is_another else "")
+        raise LogRestartedError(
+            f"cannot load log {log!r}: the lake has its groups up to {last.sequence}, the log {found};"
+            " after a power cut start first what writes the log, which finds all that was durable; else"
+            f" restore the log, or drop schema lake.{log} and its row in lake.{SYSTEM_SCHEMA}.load and load it anew"
+        )
 
 
 def begin_load(lake: Lake, log: str, oldest: GroupHeader) -> None:

@@ -1,7 +1,7 @@
 """The embedded search index: a tantivy index that an app fills and a search page reads.
 
 SearchIndex   what an app declares: which parts of a document are searched, and how a hit is shown
-SearchWriter  the sink: versions and tombstones live in the index itself
+SearchWriter  the sink: a flush is durable and seen at once, and in tantivy's index a second later
 SearchReader  searches while another process writes
 """
 

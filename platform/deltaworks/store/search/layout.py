@@ -1,20 +1,21 @@
 """The fields of the index and the files beside it.
 
     folder/ index.json      the declaration (`SearchIndex.to_json`); written before the index
-            freshness.json  what the last commit reached; replaced after each commit
+            freshness.json  what the last flush reached, and what of `recent-…` counts; replaced after each flush
+            recent-…        documents that tantivy does not have yet, see `recent`
             …               tantivy's own files
 
-| field                 | holds                                                                    |
-|-----------------------|--------------------------------------------------------------------------|
-| `key`                 | the document's key as text                                               |
-| `position`, `ordinal` | its version; a tombstone has one too                                     |
-| `is_deleted`          | whether this is a tombstone: a key that is gone; kept as long as the index |
-| `popularity`          | damped, so that it orders equal matches and seldom beats a better one    |
-| `body`                | the document as JSON, for display; none in a tombstone                   |
-| `text_0`, `text_1`, … | the words at each path of `SearchIndex.text`                             |
-| `whole_0`, …          | the same values, each as one term: for "is", and "begins with"           |
+| field                 | holds                                                                      |
+|-----------------------|----------------------------------------------------------------------------|
+| `key`                 | the document's key as text, in UTF-8                                       |
+| `position`, `ordinal` | its version; a tombstone has one too                                       |
+| `popularity`          | damped, so that it orders equal matches and seldom beats a better one      |
+| `body`                | the document as JSON, for display; none in a tombstone: a key that is gone, |
+|                       | kept as long as the index                                                  |
+| `terms`               | all that is looked for, see `terms`                                        |
 
-Some documents have no field at all: ballast, see `writer`.
+Only `terms` is indexed: each indexed field has a dictionary of its own, which costs tantivy about a millisecond at
+every commit and in every merge, however little is in it.
 """
 
 import json
@@ -26,34 +27,41 @@ from typing import Self
 
 import tantivy
 
+from deltaworks.errors import TerminalError
 from deltaworks.position import START, Lsn
-from deltaworks.store.search.spec import SearchIndex
-from deltaworks.store.search.words import TOKENIZER, analyzer
+from deltaworks.store.search.spec import LAYOUT, SearchIndex
+from deltaworks.store.search.terms import FIELD
 
 SPEC_FILE = "index.json"
 FRESHNESS_FILE = "freshness.json"
 TANTIVY_FILE = "meta.json"
 
 
-def index_schema(spec: SearchIndex) -> tantivy.Schema:
-    """The schema of the index of this declaration."""
+class IndexLayoutError(TerminalError):
+    """The index was built for another declaration, or by something else; it has to be rebuilt."""
+
+
+def index_schema() -> tantivy.Schema:
+    """The schema of every index."""
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field("key", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_bytes_field("key", stored=True)
     builder.add_unsigned_field("position", stored=True, fast=True)
     builder.add_unsigned_field("ordinal", stored=True, fast=True)
-    builder.add_boolean_field("is_deleted", indexed=True)
     builder.add_float_field("popularity", fast=True)
     builder.add_bytes_field("body", stored=True)
-    for number in range(len(spec.text)):
-        # Scores are constants and phrases are whole values, so no frequencies and no positions are kept.
-        builder.add_text_field(f"text_{number}", tokenizer_name=TOKENIZER, index_option="basic")
-        builder.add_text_field(f"whole_{number}", tokenizer_name="raw", index_option="basic")
+    # Scores are constants and phrases are whole values, so no frequencies and no positions are kept.
+    builder.add_text_field(FIELD, tokenizer_name="raw", index_option="basic")
     return builder.build()
 
 
-def create_index(folder: Path, spec: SearchIndex) -> tantivy.Index:
+def create_index(folder: Path) -> tantivy.Index:
     """The index in the folder, created there if it is not."""
-    return _ready(tantivy.Index(index_schema(spec), str(folder)))
+    return _ready(tantivy.Index(index_schema(), str(folder)))
+
+
+def memory_index() -> tantivy.Index:
+    """An index in memory, for the thread that makes it."""
+    return _ready(tantivy.Index(index_schema()))
 
 
 def open_index(folder: Path) -> tantivy.Index:
@@ -62,19 +70,49 @@ def open_index(folder: Path) -> tantivy.Index:
 
 
 def _ready(index: tantivy.Index) -> tantivy.Index:
-    index.register_tokenizer(TOKENIZER, analyzer())
-    # Reloaded when the freshness record says so; a watcher thread would only be late.
+    # Reloaded when the freshness record says so. A thread that watched would be late, and in memory in the way: whoever
+    # reloads while it does waits for a tenth of a second.
     index.config_reader(reload_policy="manual")
     return index
 
 
+def read_spec(folder: Path) -> SearchIndex:
+    """The declaration that the index in the folder was last written with.
+
+    Raises:
+        IndexLayoutError: the fields of that index are of another version of Deltaworks.
+    """
+    text = (folder / SPEC_FILE).read_text(encoding="utf-8")
+    layout = json.loads(text).get("layout")
+    if layout != LAYOUT:
+        raise IndexLayoutError(
+            f"cannot read the search index {str(folder)!r}: it has layout {layout!r}, and this version of Deltaworks "
+            f"reads {LAYOUT}; {how_to_rebuild(folder)}"
+        )
+    return SearchIndex.from_json(text)
+
+
+def how_to_rebuild(folder: Path) -> str:
+    """What to do where the index in the folder cannot be used as it is."""
+    return (
+        f"to rebuild it, stop the app, remove {str(folder)!r} and the app's checkpoint, and start the app: "
+        "it replays the log"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshnessRecord:
-    """What the writer records after a commit; `committed_at` is that of the newest change in the index."""
+    """What the writer records after a flush; `committed_at` is that of the newest change in the index.
+
+    `commit` changes with tantivy's commits. `recent` are the numbers of the files with recent documents, oldest first,
+    and how many bytes of each count.
+    """
 
     position: Lsn = START
     committed_at: datetime | None = None
     flushed_at: datetime
+    commit: int = 0
+    recent: tuple[tuple[int, int], ...] = ()
 
     def save(self, folder: Path) -> None:
         """Replace the record. Not synced: after a power cut an older one, or none, claims too little."""
@@ -82,6 +120,8 @@ class FreshnessRecord:
             "position": self.position.value,
             "committed_at": self.committed_at and self.committed_at.isoformat(),
             "flushed_at": self.flushed_at.isoformat(),
+            "commit": self.commit,
+            "recent": self.recent,
         }
         replace_text(folder / FRESHNESS_FILE, json.dumps(values))
 
@@ -97,6 +137,8 @@ class FreshnessRecord:
             position=Lsn(values["position"]),
             committed_at=committed_at and datetime.fromisoformat(committed_at),
             flushed_at=datetime.fromisoformat(values["flushed_at"]),
+            commit=values["commit"],
+            recent=tuple((number, size) for number, size in values["recent"]),
         )
 
 

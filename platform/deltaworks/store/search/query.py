@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from tantivy import Occur, Query, Schema
 
+from deltaworks.store.search.terms import FIELD, value_term, word_term
+
 MAX_WORDS = 12
 
 _SAME, _BEGINS, _NEARLY = 1.0, 0.8, 0.5
@@ -36,16 +38,21 @@ def build_query(schema: Schema, words: Sequence[str], *, boosts: Sequence[float]
     return Query.boolean_query([(Occur.Must, every), (Occur.Should, _whole(schema, whole, boosts=boosts))])
 
 
+def exactly(schema: Schema, term: str) -> Query:
+    """The query for the documents with this term; see `terms`."""
+    return Query.term_query(schema, FIELD, term, index_option="basic")
+
+
 def _word(schema: Schema, word: str, *, boosts: Sequence[float], is_last: bool, is_close: bool) -> Query:
     ways: list[Query] = []
     for number, boost in enumerate(boosts):
-        field = f"text_{number}"
-        ways.append(_scored(Query.term_query(schema, field, word, index_option="basic"), boost * _SAME))
+        term = word_term(number, word)
+        ways.append(_scored(exactly(schema, term), boost * _SAME))
         if is_last:
-            ways.append(_scored(_begins(schema, field, word), boost * _BEGINS))
+            ways.append(_scored(_begins(schema, term), boost * _BEGINS))
         if is_close and len(word) >= _FUZZY_FROM_CHARS:
             distance = 2 if len(word) >= _TWO_TYPOS_FROM_CHARS else 1
-            nearly = Query.fuzzy_term_query(schema, field, word, distance=distance, prefix=is_last)
+            nearly = Query.fuzzy_term_query(schema, FIELD, term, distance=distance, prefix=is_last)
             ways.append(_scored(nearly, boost * _NEARLY))
     # A word counts once, by its best way; the others decide only between equals.
     return Query.disjunction_max_query(ways, tie_breaker=0.05)
@@ -54,14 +61,14 @@ def _word(schema: Schema, word: str, *, boosts: Sequence[float], is_last: bool, 
 def _whole(schema: Schema, whole: str, *, boosts: Sequence[float]) -> Query:
     ways: list[Query] = []
     for number, boost in enumerate(boosts):
-        field = f"whole_{number}"
-        same = Query.term_query(schema, field, whole, index_option="basic")
-        ways += (_scored(same, boost * _WHOLE), _scored(_begins(schema, field, whole), boost * _WHOLE_BEGINS))
+        term = value_term(number, whole)
+        same, begins = exactly(schema, term), _begins(schema, term)
+        ways += (_scored(same, boost * _WHOLE), _scored(begins, boost * _WHOLE_BEGINS))
     return Query.disjunction_max_query(ways)
 
 
-def _begins(schema: Schema, field: str, text: str) -> Query:
-    return Query.fuzzy_term_query(schema, field, text, distance=0, prefix=True)
+def _begins(schema: Schema, term: str) -> Query:
+    return Query.fuzzy_term_query(schema, FIELD, term, distance=0, prefix=True)
 
 
 def _scored(query: Query, score: float) -> Query:

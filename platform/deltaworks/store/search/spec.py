@@ -5,7 +5,7 @@ A *path* is dotted and goes through lists: in `{"cast": [{"name": "Ada"}, {"name
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,7 @@ from deltaworks.process.sink import Capabilities, SinkReader
 if TYPE_CHECKING:
     from deltaworks.store.search.writer import SearchWriter
 
-LAYOUT = 1
+LAYOUT = 2
 """Grows when the fields of the index change, so that an older index is rebuilt and never misread."""
 
 
@@ -85,7 +85,7 @@ class SearchIndex:
 
     @property
     def capabilities(self) -> Capabilities:
-        """One commit for each flush, with the versions of deleted documents in it."""
+        """Readers see a flush whole; the versions of deleted documents are in it."""
         return Capabilities(
             is_versioned=True, keeps_tombstones=True, is_transactional=True, can_read_back=True, is_in_home=True
         )
@@ -137,11 +137,10 @@ def values_at(body: Any, path: str) -> list[Any]:  # Any: a document is any JSON
     >>> values_at({"cast": [{"name": "Ada"}, {"name": "Bo"}]}, "cast.name")
     ['Ada', 'Bo']
     """
-    found = list(_flat((body,)))
+    found = _flat((body,))
     for name in _names(path):
         # A dict is told apart ten times as fast as a Mapping.
-        inner = [item.get(name) for item in found if type(item) is dict or isinstance(item, Mapping)]
-        found = list(_flat(inner))
+        found = _flat([item.get(name) for item in found if type(item) is dict or isinstance(item, Mapping)])
     return found
 
 
@@ -150,10 +149,12 @@ def _names(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
+def _flat(values: Iterable[Any]) -> list[Any]:
     """The values, and those of lists among them in their places, without nulls."""
+    flat: list[Any] = []
     for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
+        if type(value) is list or isinstance(value, (list, tuple)):
+            flat += _flat(value)
         elif value is not None:
-            yield value
+            flat.append(value)
+    return flat

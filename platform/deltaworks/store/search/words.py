@@ -11,15 +11,13 @@ from functools import cache
 
 from tantivy import Filter, TextAnalyzer, TextAnalyzerBuilder, Tokenizer
 
-TOKENIZER = "words"
 _APOSTROPHES = re.compile("['\u2019\u02bc\u2018`\u00b4]")
 _MAX_WORD_BYTES = 100
 _MAX_WHOLE_CHARS = 200
 
 
 @cache
-def analyzer() -> TextAnalyzer:
-    """The one analyzer; registered with every index under `TOKENIZER`."""
+def _analyzer() -> TextAnalyzer:
     builder = TextAnalyzerBuilder(Tokenizer.simple())
     for step in (Filter.remove_long(_MAX_WORD_BYTES), Filter.lowercase(), Filter.ascii_fold()):
         builder = builder.filter(step)
@@ -32,7 +30,7 @@ def words_of(text: str) -> list[str]:
     >>> words_of("Amélie's 3rd Spider-Man")
     ['amelies', '3rd', 'spider', 'man']
     """
-    return analyzer().analyze(_APOSTROPHES.sub("", text if text.isascii() else _composed(text)))
+    return _analyzer().analyze(_APOSTROPHES.sub("", text if text.isascii() else _composed(text)))
 
 
 def whole_of(words: Sequence[str]) -> str:
