@@ -4,7 +4,8 @@
 
 Sealed segments are uploaded by `deltaworks log archive` (read, checked, hashed, put once, noted) and by `put_object`;
 then read as a log through the archive, with nothing here, and fetched by `get_object`. The server is moto in a process
-of its own on this machine, so what is compared is our work and not a network: a real store is slower for both.
+of its own on this machine, so what is compared is our work and not a network: a real store is slower for both. The last
+figure is of a store that takes a tenth of a second for every GET, and a reader that works on what it has read.
 """
 
 import argparse
@@ -37,15 +38,32 @@ GROUP_TIMES = 30
 """A group is as many times 55 kB: about what capture appends at once where there is much to read."""
 
 
+GET_S, WORK_S = 0.1, 0.01
+"""How long a slow store takes for a GET, and a reader for a group: about as long for all groups of a segment."""
+
+SERVER = """
+import sys, time
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+application = DomainDispatcherApplication(create_backend_app)
+
+def answer(environ, respond):
+    if environ["REQUEST_METHOD"] == "GET" and "/slow/" in environ["PATH_INFO"]:
+        time.sleep(float(sys.argv[2]))
+    return application(environ, respond)
+
+make_server("127.0.0.1", int(sys.argv[1]), answer, threaded=True).serve_forever()
+"""
+
+
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """A server that speaks S3; its endpoint."""
+    """A server that speaks S3, and takes its time below the prefix `slow`; its endpoint."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-        )
+        server = subprocess.Popen([sys.executable, "-c", SERVER, str(port), str(GET_S)], stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -135,12 +153,29 @@ def turn(endpoint: str, source: Path, folder: Path, number: int) -> dict[str, fl
         raise ValueError("segments were not removed here")
     found["read"] = seconds(lambda: read_all(log, expected))
     found["read again"] = seconds(lambda: read_all(log, expected))
-    return found
+    return found | slow_turn(endpoint, source, folder.with_name(f"slow-{number}"), expected)
 
 
-def read_all(log: LocalLog, expected: int | None = None) -> int:
-    """Read the log from its start; the changes."""
-    changes = sum(len(each) for group in log.reader().read(after_sequence=-1) for each in group.batches)
+def slow_turn(endpoint: str, source: Path, folder: Path, expected: int) -> dict[str, float]:
+    """Seconds of a reader that works, through an archive that is slow and out of the cache."""
+    shutil.copytree(source, folder)
+    archive = {"bucket": BUCKET, "prefix": f"slow/{folder.name}", "endpoint": endpoint}
+    settings = LocalLogConfig.model_validate({"max_bytes": 1, "archive": archive})
+    log = LocalLog("bench", folder, settings, cache=folder.with_name(f"{folder.name}-cache"))
+    log.archive()
+    log.retire(read_up_to={})
+    return {
+        each: seconds(lambda: read_all(log, expected, work_s=WORK_S)) for each in ("slow and work", "cached and work")
+    }
+
+
+def read_all(log: LocalLog, expected: int | None = None, *, work_s: float = 0.0) -> int:
+    """Read the log from its start, with so much work on each group; the changes."""
+    changes = 0
+    for group in log.reader().read(after_sequence=-1):
+        changes += sum(len(each) for each in group.batches)
+        if work_s:
+            time.sleep(work_s)
     if expected not in (None, changes):
         raise ValueError(f"{changes} changes where {expected} are expected")
     return changes
@@ -179,6 +214,11 @@ def figures(turns: list[dict[str, float]]) -> list[Figure]:
         Figure(name="read through the archive, decoded", values=rate("read"), unit="MB/s"),
         Figure(name="read through ÷ get_object", values=ratio("read", "get"), unit="of its rate"),
         Figure(name="read again, out of the cache", values=rate("read again"), unit="MB/s"),
+        Figure(
+            name="a reader that works, slow store ÷ out of the cache",
+            values=ratio("slow and work", "cached and work"),
+            unit="of its rate",
+        ),
     ]
 
 

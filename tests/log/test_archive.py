@@ -14,23 +14,19 @@ from typing import Any
 import pytest
 import yaml
 from log.appending import append
+from log.archiving import SEGMENT_BYTES, cached_bytes, config_of, damage, fill, ids, keys, log_in, retire, run, version  # noqa: F401  a fixture
 from log.test_local_log import run_child
 from process.film_app import FILM, film_app
 from process.material import Feed, TableSink, create, delete, update
 from servers.object_store import (
-    KEY_ID,
-    SECRET_KEY,
     Bucket,
     answering,
     forgetting_who_was_first,
     new_bucket,
     s3_server,
 )
-from typer.testing import CliRunner, Result
 
 from deltaworks import operate
-from deltaworks.cli import app as command_line
-from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.archive.manifest import NAME, Archived, add_archived, read_manifest
 from deltaworks.log.archive.place import ArchiveConflictError, CorruptArchiveError
@@ -43,33 +39,6 @@ from deltaworks.object_store import ConditionalWriteError, ObjectStoreDeniedErro
 from deltaworks.process.runner import Runner
 from deltaworks.testing.postgres import free_port
 
-SEGMENT_BYTES = 4_000
-MakeLog = Callable[..., LocalLog]
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-
-
-def config_of(home: Path, bucket: Bucket, *, seal: bool = True, **archive: Any) -> Config:
-    settings = {"bucket": bucket.name, "endpoint": bucket.endpoint, **archive}
-    log = {"kind": "local", "keep_bytes": 0, "seal": seal, "archive": settings}
-    return Config.model_validate(
-        {
-            "home": home,
-            "sources": {"studio": {"kind": "postgres", "dsn": "none", "tables": ["film"], "log": log}},
-            "apps": {"films": {"module": "none:none", "source": "studio", "settings": {"url": "http://127.0.0.1:9"}}},
-        }
-    )
-
-
-def log_in(home: Path, bucket: Bucket, *, seal: bool = True, **archive: Any) -> LocalLog:
-    log = log_of(config_of(home, bucket, seal=seal, **archive), "studio")
-    assert isinstance(log, LocalLog)
-    return log
-
 
 @pytest.fixture
 def log(tmp_path: Path, bucket: Bucket) -> LocalLog:
@@ -77,21 +46,6 @@ def log(tmp_path: Path, bucket: Bucket) -> LocalLog:
     log = log_in(tmp_path, bucket)
     fill(log, 12)
     return log
-
-
-def fill(log: LocalLog, count: int, *, first: int = 0) -> None:
-    with LocalLogWriter.open(log.folder, segment_bytes=SEGMENT_BYTES) as writer:
-        for number in range(first, first + count):
-            append(writer, [number])
-
-
-def ids(log: LocalLog, after_sequence: int = -1) -> list[int]:
-    groups = log.reader().read(after_sequence=after_sequence)
-    return [number for group in groups for number in group.batches[0].rows.column("id").to_pylist()]
-
-
-def retire(log: LocalLog) -> int:
-    return log.retire(read_up_to={"lake": 1_000_000}).segments
 
 
 @pytest.mark.parametrize("seal", [True, False])
@@ -139,7 +93,7 @@ def test_a_kill_at_any_step_costs_nothing_and_writes_nothing_twice(
     child = run_child(
         log.folder,
         f"""
-        from log.test_archive import log_in
+        from log.archiving import log_in
         from servers.object_store import Bucket
         kill_at({step!r}, after={after})
         log_in(Path({str(tmp_path)!r}), Bucket({bucket.endpoint!r}, {bucket.name!r})).archive()
@@ -153,15 +107,6 @@ def test_a_kill_at_any_step_costs_nothing_and_writes_nothing_twice(
     assert {name: version(bucket, name) for name in written} == written
     assert retire(log) == closed
     assert ids(log) == list(range(12))
-
-
-def version(bucket: Bucket, name: str) -> Any:
-    client = bucket.client()
-    try:
-        found = client.head_object(Bucket=bucket.name, Key=name)
-        return found["ETag"], found["LastModified"]
-    finally:
-        client.close()
 
 
 def test_another_content_under_the_name_stops_the_archive_and_is_not_overwritten(
@@ -277,10 +222,34 @@ def test_a_segment_that_is_damaged_here_is_not_archived_as_if_it_were_sound(log:
     assert not any(second.stem in name for name in bucket.objects())
 
 
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_a_last_segment_that_is_lost_is_a_named_gap_behind_what_is_archived(
+    log: LocalLog, bucket: Bucket, is_retired: bool
+) -> None:
+    append_in_one_segment(log)
+    end = log.reader().end()
+    log.archive()
+    if is_retired:
+        retire(log)
+    first = segments(log.folder)[-1]
+    (log.folder / f"{first:020d}.segment").unlink()
+    with pytest.raises(CorruptLogError):
+        log.writer()
+    with log.writer(mends=True) as writer:
+        assert (writer.end().sequence, writer.end().offset) == (end.sequence, end.offset)
+        assert (writer.end().position, writer.end().progress) == (end.position, end.progress)
+    headers = [group.header for group in log.reader().read(after_sequence=-1)]
+    assert [header.sequence for header in headers] == list(range(end.sequence + 1))
+    assert [header.sequence for header in headers if header.lost is not None] == list(range(first, end.sequence + 1))
+    # Nothing was fetched to stay here but what the gap follows.
+    assert not is_retired or segments(log.folder) == [first]
+
+
+def append_in_one_segment(log: LocalLog) -> None:
+    with LocalLogWriter.open(log.folder) as writer:
+        writer.end_segment()
+        for number in range(3):
+            append(writer, [number])
 
 
 def test_the_cache_stays_within_its_bound_and_old_copies_go_first(tmp_path: Path, bucket: Bucket) -> None:
@@ -291,7 +260,7 @@ def test_the_cache_stays_within_its_bound_and_old_copies_go_first(tmp_path: Path
     reader = log.reader()
     for _ in range(2):
         for group in reader.read(after_sequence=-1):
-            assert sum(path.stat().st_size for path in log.cache.iterdir()) <= 2 * SEGMENT_BYTES, group.header.sequence
+            assert cached_bytes(log) <= 2 * SEGMENT_BYTES, group.header.sequence
     tiny = log_in(tmp_path, bucket, cache_bytes=0, seal=False)
     assert ids(tiny) == list(range(12))
     assert len(list(tiny.cache.iterdir())) == 1
@@ -362,7 +331,7 @@ def test_a_kill_in_the_middle_of_a_fetch_leaves_nothing_that_is_read(
     child = run_child(
         log.folder,
         f"""
-        from log.test_archive import ids, log_in
+        from log.archiving import ids, log_in
         from servers.object_store import Bucket
         kill_at("archive.before_keep", after=1)
         ids(log_in(Path({str(tmp_path)!r}), Bucket({bucket.endpoint!r}, {bucket.name!r})))
@@ -433,10 +402,6 @@ def test_where_each_segment_lies_is_listed_and_status_says_what_keeps_the_archiv
     assert (status["fault"]["is_stopped"], endpoint in status["fault"]["error"]) == (False, True)
     assert "away since" in " ".join(run(path, "status").stdout.split())
     assert "archive, cache" in run(path, "log", "ls", "studio").stdout
-
-
-def run(path: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(command_line, [*arguments, "--config", str(path)])
 
 
 def test_an_app_begins_in_the_archive_as_it_would_in_the_folder(tmp_path: Path, bucket: Bucket) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from log.appending import TABLE
-from log.test_archive import config_of, damage, fill, ids, keys, log_in, retire, run  # noqa: F401  a fixture
+from log.archiving import config_of, damage, fill, ids, keys, log_in, retire, run  # noqa: F401  a fixture
 from log.test_local_log import run_child
 from process.film_app import FILM, film_app
 from process.material import Feed, TableSink, create
@@ -115,7 +115,7 @@ def test_a_kill_at_any_step_leaves_a_whole_log_or_none(tmp_path: Path, bucket: B
     child = run_child(
         tmp_path,
         f"""
-        from log.test_archive import log_in
+        from log.archiving import log_in
         from servers.object_store import Bucket
         kill_at({step!r})
         log_in(Path({str(tmp_path)!r}), Bucket({bucket.endpoint!r}, {bucket.name!r})).restore()
@@ -215,8 +215,9 @@ def test_a_reader_that_has_read_what_is_lost_does_not_take_other_groups_for_it(t
     shutil.rmtree(log.folder)
     restored = log.restore()
     assert restored.last < 11
-    # Nothing is there for it yet; a service that waits for more is told so at once.
-    process()
+    # Nothing is there for it yet, and both a drain and a service that waits for more are told why.
+    with pytest.raises(CorruptLogError, match=r"the log ends at group 9 at .* restored to before that"):
+        process()
     with pytest.raises(CorruptLogError, match="it ends at group"):
         log.reader().wait(after_sequence=11, timeout_s=1)
     # Committed later than what is lost.

@@ -52,13 +52,20 @@ class SegmentSource(Protocol):
             ArchivedSegmentGoneError: it is nowhere any more.
         """
 
+    def expect(self, first: int, *, beside: int) -> None:
+        """That segment will be asked for while `beside` is read: bring it here meanwhile, where there is room for both.
+
+        Returns at once. What goes wrong is raised by the `fetch` that comes after it.
+        """
+
 
 class LocalLogReader:
     """Reads a log folder, also while another process writes to it; sees durable groups only.
 
     Groups that are not in the folder any more are read from `archive`. Thread-safe. Holds no file open between calls.
     Every byte is compared with a checksum before it is given. While the groups of one call are taken, at most
-    `ahead.AHEAD_BYTES` and one group more are in memory ahead of them.
+    `ahead.AHEAD_BYTES` and one group more are in memory ahead of them, and one segment is fetched ahead of the one that
+    they are in.
     """
 
     def __init__(self, folder: Path, *, archive: SegmentSource | None = None) -> None:
@@ -196,8 +203,12 @@ class LocalLogReader:
     def _runs(self, at: "_Opened", sequence: int, last: int) -> Iterator[Run]:
         """Where the groups up to the last one lie; ends behind one that cannot be whole."""
         most_groups, window_bytes = 1, FIRST_BYTES
+        # Whoever asks for the newest group, or for one, has nothing fetched for what comes after it.
+        is_begun = False
         while sequence <= last:
             segment, start = self._find(sequence, at)
+            if is_begun:
+                self._expect_after(segment, last)
             is_within = True
             with self._lock:
                 place = bisect_right(self._firsts, segment.first)
@@ -213,10 +224,23 @@ class LocalLogReader:
                 yield run
                 if run.is_broken:
                     return
+                if not is_begun:
+                    self._expect_after(segment, last)
+                    is_begun = True
                 is_small = (run.end - run.start) // run.groups < RUN_BYTES // 4
                 most_groups, window_bytes = last + 1, RUN_BYTES if is_small else HEAD_BYTES
                 start, sequence = run.end, sequence + run.groups
                 is_within = sequence < stop and start < segment.bytes.size
+
+    def _expect_after(self, segment: OpenSegment, last: int) -> None:
+        """Have the segment behind one fetched ahead, where its groups are wanted and it is in the archive alone."""
+        if self._archive is None:
+            return
+        with self._lock:
+            place = bisect_right(self._firsts, segment.first)
+            following = self._firsts[place] if place < len(self._firsts) else last + 1
+        if following <= last and following in self._archive.firsts() and following not in segments(self.folder):
+            self._archive.expect(following, beside=segment.first)
 
     def _sealed_run(self, segment: OpenSegment, end: int, sequence: int, start: int, stop: int) -> Run:
         """What is left of a block."""

@@ -4,7 +4,9 @@
 
 A block is one zstd frame of some whole frames of the segment, about 4 MB of them, so any group is read by
 decompressing one block. `groups` and `blocks` are Arrow IPC streams, which say where a group and a block begins in
-the segment as it was appended. The trailer is found from the file's end; every part has its checksum:
+the segment as it was appended. The trailer is found from the file's end; every part but the first eight bytes has its
+checksum. A newer format ends with another magic, so a whole trailer of this one says of another number at the beginning
+that it is damaged:
 
     trailer   groups at   length   crc32   blocks at   length   crc32   plain bytes   crc32 of these   "DWLS"
               u64         u64      u32     u64         u64      u32     u64           u32              4s
@@ -12,13 +14,13 @@ the segment as it was appended. The trailer is found from the file's end; every 
 
 import os
 import struct
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from deltaworks.log.change_log import GroupHeader, LogFormatError
 from deltaworks.log.segment import BadFrameError, Frame
@@ -65,8 +67,10 @@ class SealedBytes:
     checks_itself = True
     """A block's checksum is of what is stored; sealing compared what comes out of it with the plain segment."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, is_salvage: bool = False) -> None:
         """Read what says where everything is; the descriptor is somebody else's to close.
+
+        With `is_salvage` a whole trailer is enough.
 
         Raises:
             BadFrameError: the file is cut short or damaged there.
@@ -74,7 +78,9 @@ class SealedBytes:
         """
         self.descriptor = descriptor
         self.file_bytes = os.fstat(descriptor).st_size
-        (groups_at, groups_length, groups_crc, at, length, crc, self.size) = _trailer(descriptor, self.file_bytes)
+        (groups_at, groups_length, groups_crc, at, length, crc, self.size) = _trailer(
+            descriptor, self.file_bytes, is_salvage=is_salvage
+        )
         self._groups = (groups_at, groups_length, groups_crc)
         rows = _table(descriptor, at, length, crc).to_pylist()
         self._blocks = [_Block(**row) for row in rows]
@@ -123,7 +129,7 @@ class SealedBytes:
 
     def _decompressed(self, block: _Block) -> pa.Buffer:
         stored = os.pread(self.descriptor, block.length, block.at)
-        if len(stored) < block.length or zlib.crc32(stored) != block.crc:
+        if len(stored) < block.length or crc32(stored) != block.crc:
             raise BadFrameError(f"its block at byte {block.at} fails its checksum")
         try:
             return pa.Codec("zstd").decompress(stored, block.bytes)
@@ -158,14 +164,14 @@ class SealedWriter:
         self._end_block()
         places = self._write_index(self._groups, GROUPS), self._write_index(self._blocks, BLOCKS)
         trailer = _TRAILER.pack(*places[0], *places[1], self._start)
-        self._write(trailer + _TRAILER_END.pack(zlib.crc32(trailer), MAGIC))
+        self._write(trailer + _TRAILER_END.pack(crc32(trailer), MAGIC))
 
     def _end_block(self) -> None:
         if not self._frames:
             return
         plain = b"".join(self._frames)
         stored = self._codec.compress(plain, asbytes=True)
-        self._blocks.append((self._start, len(plain), self._at, len(stored), zlib.crc32(stored)))
+        self._blocks.append((self._start, len(plain), self._at, len(stored), crc32(stored)))
         self._write(stored)
         self._start += len(plain)
         self._frames, self._size = [], 0
@@ -181,7 +187,7 @@ class SealedWriter:
         content = sink.getvalue().to_pybytes()
         at = self._at
         self._write(content)
-        return at, len(content), zlib.crc32(content)
+        return at, len(content), crc32(content)
 
     def _write(self, content: bytes) -> None:
         view = memoryview(content)
@@ -204,29 +210,38 @@ def plain_size(path: Path) -> int:
         os.close(descriptor)
 
 
-def _trailer(descriptor: int, size: int) -> tuple[int, int, int, int, int, int, int]:
-    head = os.pread(descriptor, _HEAD.size, 0)
-    if len(head) < _HEAD.size or head[:4] != MAGIC:
-        raise BadFrameError("it does not begin as a sealed segment does")
-    version = _HEAD.unpack(head)[1]
-    if version != FORMAT:
-        raise LogFormatError(
-            f"cannot read sealed segments of format {version!r}; this version reads {FORMAT}: upgrade Deltaworks"
-        )
+def _trailer(descriptor: int, size: int, *, is_salvage: bool = False) -> tuple[int, int, int, int, int, int, int]:
     length = _TRAILER.size + _TRAILER_END.size
     trailer = os.pread(descriptor, length, max(0, size - length))
+    ends_as_known = len(trailer) == length and _TRAILER_END.unpack_from(trailer, _TRAILER.size) == (
+        crc32(trailer[: _TRAILER.size]),
+        MAGIC,
+    )
+    if not (is_salvage and ends_as_known):
+        _check_head(os.pread(descriptor, _HEAD.size, 0), ends_as_known=ends_as_known)
     if len(trailer) < length:
         raise BadFrameError("it is cut short")
-    crc, magic = _TRAILER_END.unpack_from(trailer, _TRAILER.size)
-    if magic != MAGIC or crc != zlib.crc32(trailer[: _TRAILER.size]):
+    if not ends_as_known:
         raise BadFrameError("its trailer fails its checksum")
     groups_at, groups_length, groups_crc, at, blocks_length, blocks_crc, plain = _TRAILER.unpack_from(trailer)
     return groups_at, groups_length, groups_crc, at, blocks_length, blocks_crc, plain
 
 
+def _check_head(head: bytes, *, ends_as_known: bool) -> None:
+    if len(head) < _HEAD.size or head[:4] != MAGIC:
+        raise BadFrameError("it does not begin as a sealed segment does")
+    version = _HEAD.unpack(head)[1]
+    if version != FORMAT and ends_as_known:
+        raise BadFrameError(f"it ends as one of format {FORMAT}, and its first bytes say {version!r}")
+    if version != FORMAT:
+        raise LogFormatError(
+            f"cannot read sealed segments of format {version!r}; this version reads {FORMAT}: upgrade Deltaworks"
+        )
+
+
 def _table(descriptor: int, at: int, length: int, crc: int) -> pa.Table:
     content = os.pread(descriptor, length, at)
-    if len(content) < length or zlib.crc32(content) != crc:
+    if len(content) < length or crc32(content) != crc:
         raise BadFrameError(f"its index at byte {at} fails its checksum")
     with pa.ipc.open_stream(content) as stream:
         return stream.read_all()

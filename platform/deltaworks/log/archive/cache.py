@@ -5,6 +5,9 @@
                      ▼                    ▼
                     read                 read                      older copies go until it fits
 
+While a segment is read the next one is fetched, and no more than that, so that a reader of the whole log seldom waits
+for the store. Both have to fit the bound; where they do not, nothing is fetched ahead.
+
 A copy is compared with its checksum when a process uses it for the first time and whenever the file was touched
 since; a damaged one is fetched again. Any number of processes share the folder.
 """
@@ -42,7 +45,9 @@ class ArchivedSegments:
         self._place = place
         self._cache = cache
         self._cache_bytes = cache_bytes
-        self._lock = threading.Lock()
+        # The second is of the one download, which those who find their segment in the cache do not wait for.
+        self._lock, self._downloading = threading.Lock(), threading.Lock()
+        self._expecting: threading.Thread | None = None
         self._listed: tuple[_Identity, Mapping[int, Archived]] | None = None
         self._sound: dict[str, _Identity] = {}
         self._client: StoreClient | None = None
@@ -61,14 +66,43 @@ class ArchivedSegments:
             ObjectStoreDeniedError: the keys may not read there.
         """
         archived = self._manifest()[first]
+        if not self._is_used(archived):
+            with self._downloading:
+                # It may have come ahead, while this waited.
+                if not self._is_used(archived):
+                    self._download(archived)
+        return self._cache
+
+    def expect(self, first: int, *, beside: int) -> None:
+        """See `SegmentSource.expect`."""
+        listed = self._manifest()
+        wanted, read = listed.get(first), listed.get(beside)
+        if wanted is None or wanted.bytes + (0 if read is None else read.bytes) > self._cache_bytes:
+            return
+        with self._lock:
+            if self._expecting is not None and self._expecting.is_alive():
+                return
+            # A daemon: a process that ends waits for no segment that nobody will read.
+            self._expecting = threading.Thread(target=self._fetch_ahead, args=(first,), name="fetch-ahead", daemon=True)
+            self._expecting.start()
+
+    def _fetch_ahead(self, first: int) -> None:
+        try:
+            self.fetch(first)
+        except Exception as error:
+            # Whoever reads on asks for it again, and is told then.
+            logger.warning("a segment was not fetched ahead", log=self._place.log, segment=first, error=str(error))
+
+    def _is_used(self, archived: Archived) -> bool:
+        """Whether a sound copy is in the cache, which is used now."""
         with self._lock:
             if not self._is_sound(archived):
-                self._download(archived)
+                return False
             # Only the time of use: whoever looks at the time of change sees whether the content was touched.
             with suppress(FileNotFoundError):
                 changed_ns = (self._cache / archived.file_name).stat().st_mtime_ns
                 os.utime(self._cache / archived.file_name, ns=(time.time_ns(), changed_ns))
-        return self._cache
+            return True
 
     def _manifest(self) -> Mapping[int, Archived]:
         identity = _identity(self._folder / NAME)
@@ -102,7 +136,8 @@ class ArchivedSegments:
         fetch(archived, self._place, self._connected(), into=into, folder=self._folder)
         identity = _identity(self._cache / archived.file_name)
         if identity is not None:
-            self._sound[archived.name] = identity
+            with self._lock:
+                self._sound[archived.name] = identity
 
     def _connected(self) -> StoreClient:
         """The connection to the store; made once, for that takes longer than to fetch a segment."""

@@ -10,11 +10,12 @@ is passed over; its segment is then offered to the store again, which refuses it
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
+
+from isal.isal_zlib import crc32
 
 NAME = "archived"
 
@@ -78,11 +79,11 @@ def add_archived(folder: Path, *segments: Archived) -> None:
 
 def _encode(segment: Archived) -> bytes:
     text = json.dumps(asdict(segment)).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return b"%08x %s\n" % (crc32(text), text)
 
 
 def _decode(line: bytes) -> Archived | None:
     crc, _, text = line.partition(b" ")
-    if crc != b"%08x" % zlib.crc32(text):
+    if crc != b"%08x" % crc32(text):
         return None
     return Archived(**json.loads(text))

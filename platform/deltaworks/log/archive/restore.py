@@ -29,7 +29,7 @@ from deltaworks.log.change_log import GroupHeader
 from deltaworks.log.end_file import NAME as END_FILE
 from deltaworks.log.end_file import write_end
 from deltaworks.log.lock import LOCK_FILE, take_lock
-from deltaworks.log.segment import frames
+from deltaworks.log.segment import encode_head, frames
 from deltaworks.log.segment_file import opened, segment_name, sync_folder
 from deltaworks.object_store import StoreClient
 from deltaworks.position import Lsn
@@ -137,7 +137,7 @@ def _restore(draft: Path, place: ArchivePlace) -> Restored:
     (draft / segment_name(last.sequence + 1)).touch()
     descriptor = os.open(draft / END_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        write_end(descriptor, epoch=last.epoch, count=last.sequence + 1)
+        write_end(descriptor, epoch=last.epoch, count=last.sequence + 1, last=encode_head(last))
     finally:
         os.close(descriptor)
     return Restored(
