@@ -17,7 +17,7 @@ from deltaworks.capture.proof import Proof
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log import find
 from deltaworks.log.audit import audit_hop, audit_log
-from deltaworks.log.change_log import CorruptLogError, Group, GroupHeader, StoredGroup
+from deltaworks.log.change_log import CorruptLogError, Group, GroupHeader, LogFormatError, StoredGroup
 from deltaworks.log.damage import note_suspect
 from deltaworks.log.local import LocalLogReader, LocalLogWriter
 from deltaworks.log.mending import LocalMending
@@ -57,6 +57,7 @@ def append(writer: LocalLogWriter, count: int, *, is_partial: bool = False, goes
             previous_position=end.position,
             transaction_count=int(count > 0),
             proof=proof,
+            progress={"groups": end.sequence + 2},
             is_partial=is_partial,
         )
     )
@@ -157,8 +158,8 @@ DAMAGES: Sequence[Callable[[bytearray, float, random.Random], bytearray | None]]
 
 def damage(path: Path, how: int, where: float, seed: int) -> bool:
     before = path.read_bytes()
-    if path.suffix == ".sealed" and how in (0, 1) and where * len(before) < 8:
-        # A sealed file whose format is another one is told apart from damage by nobody.
+    if path.suffix == ".sealed" and how == 1 and where * len(before) < 8:
+        # Where the number of its format and its end are damaged, nobody tells it from one of a newer version.
         where = 8.5 / len(before)
     after = DAMAGES[how](bytearray(before), where, random.Random(seed))
     if after is None:
@@ -378,6 +379,35 @@ def test_damage_in_the_segment_that_is_written_to_is_mended_once_that_is_closed(
         assert [group.header.sequence for group in reader.read(after_sequence=-1)] == list(
             range(writer.end().sequence + 1)
         )
+
+
+@pytest.mark.parametrize("bit", [1 << bit for bit in range(32)])
+def test_a_damaged_format_number_of_a_sealed_file_is_mended_and_nothing_is_lost(tmp_path: Path, bit: int) -> None:
+    filled(tmp_path, [20] * 10, segment_bytes=10_000)
+    whole = read(tmp_path)
+    seal_closed(tmp_path, level=1)
+    path = min(tmp_path.glob("*.sealed"))
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + (int.from_bytes(content[4:8], "little") ^ bit).to_bytes(4, "little") + content[8:])
+    with pytest.raises(CorruptLogError, match="deltaworks log mend"):
+        read(tmp_path)
+    mending = mend(tmp_path)
+    assert mending.lost() == []
+    assert rows_and_headers(read(tmp_path)[: len(whole)]) == rows_and_headers(whole)
+
+
+def test_a_sealed_file_of_a_newer_version_is_left_as_it_is(tmp_path: Path) -> None:
+    filled(tmp_path, [20] * 10, segment_bytes=10_000)
+    seal_closed(tmp_path, level=1)
+    path = min(tmp_path.glob("*.sealed"))
+    newer = path.read_bytes()
+    newer = newer[:4] + (2).to_bytes(4, "little") + newer[8:-4] + b"DWS2"
+    path.write_bytes(newer)
+    with pytest.raises(LogFormatError, match="format 2; this version reads 1: upgrade"):
+        read(tmp_path)
+    with pytest.raises(LogFormatError):
+        mend(tmp_path)
+    assert path.read_bytes() == newer
 
 
 def test_a_false_alarm_changes_nothing(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_every_metric_has_a_sample_when_everything_is_known() -> None:
         name="s", is_active=True, wal_status="lost", kept_bytes=1, safe_bytes=2, unconfirmed_bytes=3, invalidation=None
     )
     archive = ArchiveStatus(address="s3://b/p/studio", segments=3, bytes=30, behind_segments=1, behind_bytes=10)
-    canary = CanaryStatus(position=Lsn(55), age_s=1.0, took_s=0.1, is_overdue=False)
+    canary = CanaryStatus(position=Lsn(55), age_s=1.0, took_s=0.1, limit_s=90.1, is_overdue=False)
     known = status_of(log, replace(answered(60, now), slot=slot))
     text = metrics_of(replace(known, archive=archive, canary=canary))
     for metric in (*CAPTURE_METRICS, *TABLE_METRICS):

@@ -251,21 +251,21 @@ def verify(name: LogName, config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @log.command()
-def mend(source: SourceName, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Read all of SOURCE's log and mend what is damaged: from a copy, or by a named gap that capture dumps again.
+def mend(name: LogName, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Read all of LOG and mend what is damaged: from a copy, or by a named gap that capture dumps again.
 
-    A capture service mends by itself what any reader meets.
+    A capture service mends by itself what any reader meets. What the log of an app lost, the app makes anew.
     """
     from deltaworks import operate
 
     with Bars() as bars:
-        report = operate.mend_log(load_config(config), source, on_progress=bars)
+        report = operate.mend_log(load_config(config), name, on_progress=bars)
     for lost in report.lost:
         out.print(f"• {lost.summary}", markup=False, highlight=False, soft_wrap=True)
     out.print(report.summary, markup=False, highlight=False, soft_wrap=True)
-    if report.lost:
+    if report.lost and report.made_anew is None:
         out.print(
-            f"the capture service, or `deltaworks capture {source} --until-now`, dumps the tables again",
+            f"the capture service, or `deltaworks capture {name} --until-now`, dumps the tables again",
             highlight=False,
             soft_wrap=True,
         )

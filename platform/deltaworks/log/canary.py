@@ -65,9 +65,14 @@ class Canary:
         """How long ago it was written: whatever was committed before has come as far."""
         return max(0.0, (now - self.written_at).total_seconds())
 
+    @property
+    def limit_s(self) -> float:
+        """The age beyond which the next ones ought to have come long ago."""
+        return OVERDUE_AFTER * self.every_s + self.took_s
+
     def is_overdue(self, now: datetime) -> bool:
         """Whether the next ones ought to have come long ago."""
-        return self.age_s(now) > OVERDUE_AFTER * self.every_s + self.took_s
+        return self.age_s(now) > self.limit_s
 
 
 @dataclass(slots=True, kw_only=True)

@@ -34,8 +34,9 @@ class LostGroups:
     """Groups `first` to `last`, whose changes are lost: named gaps in the log from now on.
 
     `changes` were in them, of `tables` as far as their headers can be read, `None` where that is not known and it may
-    be any. `windows` are those of the headers that can be read. `files` are the damaged ones, set aside.
-    `taken_at` is the group of the log with which capture took over the repair; until then it is owed.
+    be any; `changes` is 0 then where that is not known either. `windows` are those of the headers that can be read.
+    `files` are the damaged ones, set aside. `taken_at` is the group of the log with which capture took over the repair;
+    until then it is owed.
     """
 
     first: int
@@ -89,6 +90,11 @@ class LostGroups:
         return f"group {self.first}" if self.first == self.last else f"groups {self.first} to {self.last}"
 
     @property
+    def may_have_changes(self) -> bool:
+        """Whether any change may have been in them."""
+        return bool(self.changes) or self.tables is None
+
+    @property
     def gap(self) -> Gap:
         """The gap that capture repairs, in the words of a source's positions."""
         reason = f"{self.groups} of the log were damaged: {self.what}"
@@ -98,7 +104,8 @@ class LostGroups:
     def summary(self) -> str:
         """One line for people."""
         of = "tables that are not known" if self.tables is None else ", ".join(self.tables) or "no table"
-        return f"{self.groups}, {self.changes:,} changes of {of}: {self.what}"
+        changes = f"{self.changes:,} changes" if self.changes or self.tables is not None else "changes"
+        return f"{self.groups}, {changes} of {of}: {self.what}"
 
 
 def note_suspect(folder: Path, sequence: int, what: str) -> None:
@@ -134,6 +141,8 @@ def lost_groups(folder: Path) -> Sequence[LostGroups]:
 def note_lost(folder: Path, lost: LostGroups) -> None:
     """Keep what is about to become a gap; a no-op where a life before noted the same. Durable when this returns."""
     if not _lost(folder, lost).exists():
+        (folder / FOLDER).mkdir(exist_ok=True)
+        sync_folder(folder)
         write_json(_lost(folder, lost), lost.to_json())
 
 

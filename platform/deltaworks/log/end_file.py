@@ -2,19 +2,27 @@
 
 The writer publishes after the sync, so a reader never acts on a group that a power cut could still
 take away. Publishing is a plain overwrite of one small file and is not synced: after a power cut the
-count may be too small (the writer then finds the groups behind it), never too large.
+count may be too small (the writer then finds the groups behind it), never too large. So whatever of
+those groups cannot be read is damage, and never a torn tail.
 
-    magic "DWLE", crc32 of the rest, epoch, count          4s u32 u64 u64
+    magic "DWLE", crc32 of the next two, epoch, count      4s u32 u64 u64
+    head of the last group's frame                         see `segment`; it has a checksum of its own
+
+The head is what the end of the log is known by where the last group itself is damaged: its place, and
+capture's progress. Older versions neither write nor read it.
 """
 
 import os
 import struct
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaworks.log.change_log import CorruptLogError
+import pyarrow as pa
+from isal.isal_zlib import crc32
+
+from deltaworks.log.change_log import CorruptLogError, GroupHeader, LogFormatError
+from deltaworks.log.segment import BadFrameError, LoadedBytes, read_head
 
 NAME = "end"
 
@@ -39,9 +47,11 @@ def read_end(folder: Path) -> PublishedEnd | None:
     Raises:
         CorruptLogError: the file is damaged.
     """
+    # The writer asks twice for each group, and to join two paths takes as long as to read the file.
+    path = f"{folder}/{NAME}"
     for _ in range(_TRIES):
         try:
-            descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
@@ -54,21 +64,43 @@ def read_end(folder: Path) -> PublishedEnd | None:
         # A read may meet an overwrite half way; the checksum tells, and the next read is whole.
         time.sleep(0.001)
     raise CorruptLogError(
-        f"cannot read {str(folder / NAME)!r}: it fails its checksum; remove that file and start the writer, "
+        f"cannot read {path!r}: it fails its checksum; remove that file and start the writer, "
         "which finds the end in the segments"
     )
 
 
-def write_end(descriptor: int, *, epoch: int, count: int) -> None:
-    """Publish; readers in other processes see it, and `wait` wakes."""
+def read_last(folder: Path) -> GroupHeader | None:
+    """The header of the last durable group as it was published; `None` where that is not known.
+
+    Raises:
+        CorruptLogError: the file is damaged.
+    """
+    published = read_end(folder)
+    if published is None:
+        return None
+    content = (folder / NAME).read_bytes()[_RECORD.size :]
+    try:
+        frame = read_head(LoadedBytes(pa.py_buffer(content), start=0), 0)
+    except (BadFrameError, LogFormatError):
+        return None
+    header = None if frame is None else frame.header()
+    # An older version, or a power cut, leaves the head of another group there.
+    return header if header is not None and header.sequence == published.count - 1 else None
+
+
+def write_end(descriptor: int, *, epoch: int, count: int, last: bytes = b"") -> None:
+    """Publish; readers in other processes see it, and `wait` wakes.
+
+    `last` is the head of the last group's frame; left out where it is the one of before.
+    """
     checked = _CHECKED.pack(epoch, count)
-    os.pwrite(descriptor, _MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked, 0)
+    os.pwrite(descriptor, _MAGIC + crc32(checked).to_bytes(4, "little") + checked + last, 0)
 
 
 def _decode(record: bytes, identity: tuple[int, int]) -> PublishedEnd | None:
     if len(record) < _RECORD.size:
         return None
     magic, crc, epoch, count = _RECORD.unpack(record)
-    if magic != _MAGIC or zlib.crc32(record[8:]) != crc:
+    if magic != _MAGIC or crc32(record[8:]) != crc:
         return None
     return PublishedEnd(epoch=epoch, count=count, identity=identity)

@@ -6,6 +6,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -113,7 +114,8 @@ def check_not_ahead(after_sequence: int, end: LogEnd, *, where: str) -> None:
     if after_sequence > end.sequence:
         raise CorruptLogError(
             f"cannot read {where} after group {after_sequence!r}: it ends at group {end.sequence}, so its tail "
-            "was lost or it was made anew; restore it, or remove what this reader feeds and start over"
+            "was lost or it was made anew; after a power cut start first what writes it, which finds all that was "
+            "durable; else restore it, or remove what this reader feeds and start over"
         )
 
 
@@ -136,7 +138,8 @@ def decode_header(text: bytes, *more: str) -> tuple[GroupHeader, dict[str, Any]]
     What an older version did not write has its default. What a newer one added is passed over: it would have
     raised the format if the rest meant something else because of it.
     """
-    values: dict[str, Any] = json.loads(text)
+    # A third of the time that the standard library takes, and as exact with large whole numbers.
+    values: dict[str, Any] = msgspec.json.decode(text)
     rest = {name: values.pop(name) for name in more}
     values["position"] = Lsn(values["position"])
     values["previous_position"] = Lsn(values["previous_position"])

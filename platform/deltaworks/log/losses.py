@@ -37,6 +37,10 @@ class Mending(Protocol):
         With `is_asked_only` only what a person asked for.
         """
 
+    @property
+    def awaits_group(self) -> bool:
+        """Whether what `heed` could not mend yet can be mended after the next group."""
+
     def owed(self) -> Sequence[LostGroups]:
         """What is lost and whose repair is not in the log's progress yet."""
 
@@ -71,9 +75,17 @@ class Losses:
             self.mending.heed(is_asked_only=not self.source.repairs_gaps)
         except (DeltaworksError, OSError) as error:
             logger.error("a damaged log is not mended yet", source=self.source.name, error=str(error))
+        if self.mending.awaits_group:
+            # On an idle source there would be none.
+            self.watch.is_unsaved = True
         for lost in self.mending.owed():
             if lost not in self._owed:
                 self._owe(lost, position)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is mended at a next look."""
+        return self.mending is not None and self.mending.awaits_group
 
     def after(self, error: CorruptLogError) -> LogMendedError:
         """What to go on with after an error of capture's own reading: surveys, and the keys that a sweep looks for.
@@ -95,7 +107,7 @@ class Losses:
         self._owed.append(lost)
         captured = {str(schema.name): schema.name for schema in self.source.tables()}
         tables = captured if lost.tables is None else lost.tables
-        affected = [captured[table] for table in tables if table in captured] if lost.changes else []
+        affected = [captured[table] for table in tables if table in captured] if lost.may_have_changes else []
         # A life that died before the repair was noted as taken has it in the log's progress.
         if affected and self.watch.note_gap(lost.gap):
             for table in affected:

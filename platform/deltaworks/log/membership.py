@@ -7,6 +7,8 @@ A share is a number below the group's size. At most one member has it, but for o
 what that one does is told to nobody any more, because its `confirm` is refused.
 """
 
+import os
+import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -34,6 +36,19 @@ class Moved:
     lost: Collection[int] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareStanding:
+    """A share as the group knows it: up to which group of the log it is done, -1 where nobody was there yet.
+
+    `note` is what was said with it, empty where nothing was. `holder` has it now: `None` where nobody does, empty where
+    who does gives the group no name; it may be another than who said this.
+    """
+
+    done: int
+    note: str = ""
+    holder: str | None = ""
+
+
 class Leaving(Protocol):
     """What a member does about shares that it is asked for."""
 
@@ -54,8 +69,10 @@ class Membership(Protocol):
             RetryableError: the group does not answer; what was given meanwhile comes with a later call.
         """
 
-    def confirm(self, done: Mapping[int, int]) -> None:
+    def confirm(self, done: Mapping[int, int], *, note: str = "") -> None:
         """Say up to which group of the log each of these shares is done; durable when this returns.
+
+        The group keeps `note`, of a thousand bytes at most, beside each of them; so it does beside those that are left.
 
         Raises:
             MembershipLostError: it is not known whether this member still has its shares.
@@ -70,3 +87,8 @@ class Membership(Protocol):
 
     def close(self) -> None:
         """Leave the group at once. A second call does nothing."""
+
+
+def member_name() -> str:
+    """What others call this process: its machine and its id."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -346,6 +346,7 @@ class _Run:
         if self._stop is not None and self._stop.is_set():
             return True
         is_settled = self._watch.is_settled and self._dumping.is_done and not self._sweep.is_owed
+        is_settled = is_settled and not self._losses.is_waiting
         return target is not None and target in self._marks_met and is_settled and not self._is_unsaved
 
     def _step(self, stream: ChangeStream) -> None:

@@ -20,7 +20,7 @@ from deltaworks.log.change_log import LogReader, LogUsage, LogWriter
 from deltaworks.log.full_disk import is_full
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader, LocalLogWriter
-from deltaworks.log.membership import Membership, SharesError
+from deltaworks.log.membership import Membership, SharesError, ShareStanding
 from deltaworks.log.mending import LocalMending
 from deltaworks.log.retention import Retired, retire
 from deltaworks.log.segment_file import usage
@@ -36,14 +36,15 @@ class LogPlace(Protocol):
     def near_reader(self) -> LogReader:
         """A reader of what can be had at once: it fetches nothing from an archive. For looking at the newest groups."""
 
-    def writer(self) -> LogWriter:
-        """Take the log; made when it does not exist yet.
+    def writer(self, *, mends: bool = False) -> LogWriter:
+        """Take the log; made when it does not exist yet. With `mends`, damage at its end becomes a named gap.
 
         Raises:
             FencedError: another writer holds it.
+            CorruptLogError: its end is damaged, and may not or cannot be mended.
         """
 
-    def take_over(self) -> LogWriter:
+    def take_over(self, *, mends: bool = False) -> LogWriter:
         """Take the log from a writer that was cut off from its source and holds it still; that one writes no more.
 
         Raises:
@@ -55,6 +56,13 @@ class LogPlace(Protocol):
 
         Raises:
             SharesError: this kind of log is not shared, or the group has another number of shares.
+            LogAwayError: the servers that keep the log do not answer.
+        """
+
+    def shares_of(self, group: str, *, shares: int) -> Mapping[int, ShareStanding]:
+        """How far every share of such a group is, for who is no member; empty for a kind of log that is not shared.
+
+        Raises:
             LogAwayError: the servers that keep the log do not answer.
         """
 
@@ -131,15 +139,15 @@ class LocalLog:
         """See `LogPlace`."""
         return LocalLogReader(self.folder)
 
-    def writer(self) -> LocalLogWriter:
+    def writer(self, *, mends: bool = False) -> LocalLogWriter:
         """See `LogPlace`."""
-        size = self.settings.segment_bytes
-        return LocalLogWriter.open(self.folder, segment_bytes=size, seal_level=self._seal_level)
+        size, mend_end = self.settings.segment_bytes, self.mending().mend_end if mends else None
+        return LocalLogWriter.open(self.folder, segment_bytes=size, seal_level=self._seal_level, mend_end=mend_end)
 
-    def take_over(self) -> LocalLogWriter:
+    def take_over(self, *, mends: bool = False) -> LocalLogWriter:
         """See `LogPlace`."""
         take_over(self.folder)
-        return self.writer()
+        return self.writer(mends=mends)
 
     def join(self, group: str, *, shares: int) -> Membership:  # noqa: ARG002  # a part of the contract
         """See `LogPlace`."""
@@ -147,6 +155,10 @@ class LocalLog:
             f"cannot share app {group!r}: its log is in the folder {str(self.folder)!r} of one machine, where one "
             "process does the work; leave `shares` out, or keep the log on Kafka"
         )
+
+    def shares_of(self, group: str, *, shares: int) -> Mapping[int, ShareStanding]:  # noqa: ARG002  # a part of the contract
+        """See `LogPlace`."""
+        return {}
 
     def mending(self, writer: LogWriter | None = None) -> LocalMending:
         """See `LogPlace`."""

@@ -127,7 +127,7 @@ def _sources(path: Path, descriptor: int, found: Salvaged, first: int) -> Iterat
         yield path.name, PlainBytes(descriptor)
         return
     try:
-        sealed = SealedBytes(descriptor)
+        sealed = SealedBytes(descriptor, is_salvage=True)
     except BadFrameError as error:
         found.faults.append((first, f"{path.name}: {error}"))
         stored = _searched_blocks(path.read_bytes())

@@ -19,12 +19,12 @@ sealed, see `sealed`: the same frames, compressed.
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from deltaworks.change import ChangeBatch
 from deltaworks.log.change_log import GroupHeader, LogFormatError, StoredGroup
@@ -132,9 +132,14 @@ def encode_frame(header: GroupHeader, batches: tuple[ChangeBatch, ...]) -> tuple
     # Frames follow one another, and Arrow's streams are multiples of it.
     text += b" " * (-(_FIXED.size + len(text)) % _ALIGNMENT)
     version = FORMAT if header.lost is None else GAP_FORMAT
-    checked = _CHECKED.pack(version, len(text), zlib.crc32(body), body.size)
-    crc = zlib.crc32(text, zlib.crc32(checked))
+    checked = _CHECKED.pack(version, len(text), crc32(body), body.size)
+    crc = crc32(text, crc32(checked))
     return MAGIC + crc.to_bytes(4, "little") + checked + text, body
+
+
+def encode_head(header: GroupHeader) -> bytes:
+    """The head of a frame without a body, from which the group's header can be read."""
+    return encode_frame(header, ())[0]
 
 
 def read_frame(source: FrameBytes, start: int) -> Frame | None:
@@ -165,7 +170,7 @@ def read_head(source: FrameBytes, start: int) -> Frame | None:
     text = head[_FIXED.size : _FIXED.size + text_length]
     if len(text) < text_length:
         text = source.read(start + _FIXED.size, text_length)
-    if zlib.crc32(text, zlib.crc32(head[8 : _FIXED.size])) != crc:
+    if crc32(text, crc32(head[8 : _FIXED.size])) != crc:
         raise BadFrameError("the header fails its checksum")
     if version not in (FORMAT, GAP_FORMAT):
         raise LogFormatError(
@@ -273,7 +278,7 @@ def decode_frame(frame: Frame, body: pa.Buffer, schemas: Schemas | None = None) 
 def _checked(body: pa.Buffer, frame: Frame) -> pa.Buffer:
     if body.size < frame.body_length:
         raise BadFrameError("the body is cut short")
-    if zlib.crc32(body) != frame.body_crc:
+    if crc32(body) != frame.body_crc:
         raise BadFrameError("the body fails its checksum")
     return body
 

@@ -168,7 +168,7 @@ def next_step(folder: Path) -> str:
     """What mends a log in which a durable group cannot be read."""
     return (
         f"`deltaworks log mend {folder.name}`, or a capture service by itself, makes a named gap of what is lost and "
-        "dumps its tables again"
+        "brings its rows back"
     )
 
 

@@ -69,12 +69,14 @@ class TableStatus:
 class CanaryStatus:
     """The newest canary that came through: written `age_s` ago, it took `took_s` from the source into the log.
 
-    `is_overdue` says that a service runs and the next ones did not come through: it is not idle, it is stuck.
+    `is_overdue` says that a service runs and the next ones did not come through within `limit_s`: it is not idle, it is
+    stuck.
     """
 
     position: Lsn
     age_s: float
     took_s: float
+    limit_s: float
     is_overdue: bool
 
 
@@ -178,6 +180,7 @@ def _canary(newest: Canary | None, *, now: datetime, is_written: bool) -> Canary
         position=newest.position,
         age_s=newest.age_s(now),
         took_s=newest.took_s,
+        limit_s=newest.limit_s,
         is_overdue=is_written and newest.is_overdue(now),
     )
 

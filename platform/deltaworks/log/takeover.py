@@ -22,9 +22,10 @@ import structlog
 
 from deltaworks.log.change_log import FencedError
 from deltaworks.log.end_file import NAME as END_FILE
-from deltaworks.log.end_file import read_end, write_end
+from deltaworks.log.end_file import read_end, read_last, write_end
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE
+from deltaworks.log.segment import encode_head
 from deltaworks.log.segment_file import segment_name, segments, sync_folder
 
 TAKEOVER_FILE = "takeover"
@@ -73,6 +74,7 @@ def _write_end(folder: Path, path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         epoch, count = (published.epoch, published.count) if published is not None else (0, 0)
-        write_end(descriptor, epoch=epoch + 1, count=count)
+        last = read_last(folder)
+        write_end(descriptor, epoch=epoch + 1, count=count, last=b"" if last is None else encode_head(last))
     finally:
         os.close(descriptor)

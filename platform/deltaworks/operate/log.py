@@ -24,7 +24,7 @@ from deltaworks.log.change_log import FencedError, LogReader, LogWriter
 from deltaworks.log.dump_requests import DumpRequests
 from deltaworks.log.dumping import DumpProgress
 from deltaworks.log.registry import LogPlace, log_of
-from deltaworks.operate.lease import leased, wait_until, warm_up
+from deltaworks.operate.lease import leased, taken_unless_done, warm_up
 from deltaworks.position import Lsn
 from deltaworks.schema import TableSchema
 
@@ -82,9 +82,10 @@ def capture(config: Config, source: str, *, on_progress: OnProgress | None = Non
     """
     log = log_of(config, source)
     reader = log.reader()
-    before = reader.end()
     with opened(config, source) as database:
-        captured_by = _bring_to_now(database, log, reader, on_progress, DumpRequests(config.dump_folder(source)))
+        captured_by, before = _bring_to_now(
+            database, log, reader, on_progress, DumpRequests(config.dump_folder(source))
+        )
         schemas = database.tables()
     end = reader.end()
     return Captured(
@@ -92,7 +93,7 @@ def capture(config: Config, source: str, *, on_progress: OnProgress | None = Non
         position=end.position,
         offset=end.offset,
         captured_by=captured_by,
-        changes=_changes_since(reader, before.sequence),
+        changes=_changes_since(reader, before),
         schemas=schemas,
     )
 
@@ -140,7 +141,7 @@ class Place:
         """Take both; a log whose writer has no lease and does not leave is taken over."""
         lease = database.lease()
         try:
-            return cls(lease, _open_log(log))
+            return cls(lease, _open_log(log, mends=database.repairs_gaps))
         except BaseException:
             lease.close()
             raise
@@ -151,14 +152,14 @@ class Place:
         self.lease.close()
 
 
-def _open_log(log: LogPlace) -> LogWriter:
+def _open_log(log: LogPlace, *, mends: bool) -> LogWriter:
     deadline = time.monotonic() + LEAVE_PATIENCE_S
     while True:
         try:
-            return log.writer()
+            return log.writer(mends=mends)
         except FencedError:
             if time.monotonic() > deadline:
-                return log.take_over()
+                return log.take_over(mends=mends)
             time.sleep(0.05)
 
 
@@ -172,13 +173,20 @@ def opened(config: Config, source: str) -> Iterator[Source]:
 
 def _bring_to_now(
     database: Source, log: LogPlace, reader: LogReader, on_progress: OnProgress | None, requests: DumpRequests
-) -> str:
-    try:
-        place = Place.take(database, log)
-    except LeaseHeldError:
-        _wait_for_service(database, reader)
-        return "the capture service"
+) -> tuple[str, int]:
+    """Who did it, and the log's last group before that."""
+    others = _Others(database, reader)
+    place = taken_unless_done(
+        lambda: Place.take(database, log),
+        LeaseHeldError,
+        is_done=others.are_there,
+        what=f"the capture service of {database.name!r}",
+    )
+    if place is None:
+        return "the capture service", others.began_at
     with closing(place):
+        # Whatever is damaged at the end is mended by now, so only now it can be asked for.
+        before = place.writer.end().sequence
         recorder.drain(
             database,
             place.writer,
@@ -187,7 +195,7 @@ def _bring_to_now(
             requests=requests,
             mending=log.mending(place.writer),
         )
-    return "this run"
+    return "this run", before
 
 
 def _changes_since(reader: LogReader, sequence: int) -> Mapping[str, int]:
@@ -209,8 +217,20 @@ def _dump_progress(on_progress: OnProgress | None) -> Callable[[DumpProgress], N
     return tell
 
 
-def _wait_for_service(database: Source, reader: LogReader) -> None:
-    """Commit a mark and wait until the log is past where we stood before it: it then has all that was visible."""
-    target = database.current_position()
-    database.mark(f"wait:{uuid.uuid4().hex}")
-    wait_until(lambda: reader.end().position >= target, what=f"the capture service of {database.name!r}")
+class _Others:
+    """Whoever captures instead of this run: a mark is committed when this is first asked, and looked for in the log."""
+
+    def __init__(self, database: Source, reader: LogReader) -> None:
+        self._database = database
+        self._reader = reader
+        self._target: Lsn | None = None
+        self.began_at = -1
+        """The log's last group then."""
+
+    def are_there(self) -> bool:
+        """Whether the log has all that was visible."""
+        if self._target is None:
+            self.began_at = self._reader.end().sequence
+            self._target = self._database.current_position()
+            self._database.mark(f"wait:{uuid.uuid4().hex}")
+        return self._reader.end().position >= self._target

@@ -1,4 +1,7 @@
-"""Mending a damaged log: found, made a named gap by its writer, dumped again, and kept as an incident."""
+"""Mending a damaged log: found, made a named gap by its writer, brought back, and kept as an incident.
+
+What a source's log lost is dumped again by capture. What an app's own log lost are documents, which the app makes anew.
+"""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,8 +15,10 @@ from deltaworks.log.change_log import FencedError, Group, LogWriter
 from deltaworks.log.damage import LostGroups
 from deltaworks.log.mending import LocalMending
 from deltaworks.log.registry import log_of, open_reader
+from deltaworks.operate.app import lake_tables_of
+from deltaworks.operate.asking import reprocess
 from deltaworks.operate.incident import Incident, Incidents, IncidentState
-from deltaworks.operate.lease import wait_until
+from deltaworks.operate.lease import taken_unless_done
 from deltaworks.operate.log import OnProgress
 
 
@@ -25,13 +30,15 @@ class NotMendableError(TerminalError):
 class Mended:
     """A log that was looked through. `damaged` is where each damaged segment began to be unreadable.
 
-    `lost` are the gaps whose tables are not all dumped again yet; `mended_by` says who rewrote segments.
+    `lost` are the gaps whose tables were not all dumped again before; `mended_by` says who rewrote segments.
+    `made_anew` documents were made again by an app because of them; `None` for the log of a source.
     """
 
     source: str
     damaged: Sequence[int]
     lost: Sequence[LostGroups]
     mended_by: str
+    made_anew: int | None = None
 
     @property
     def summary(self) -> str:
@@ -41,16 +48,21 @@ class Mended:
         found = f"{len(self.damaged):,} damaged segments mended by {self.mended_by}"
         if not self.lost:
             return f"{self.source}: {found}, nothing is lost"
+        if self.made_anew is not None:
+            return f"{self.source}: {found}; {self.made_anew:,} documents are made anew, of all that the app has"
         return f"{self.source}: {found}; capture dumps again what is lost"
 
 
 def mend_log(config: Config, source: str, *, on_progress: OnProgress | None = None) -> Mended:
-    """Read a source's log whole, and have what is damaged mended: here, or by the capture service that holds it.
+    """Read the log of a source, or of an app, whole, and have what is damaged mended: here, or by the capture service
+    that holds it.
 
-    What is lost is dumped by the service, or by the next `capture`.
+    What is lost of a source's is dumped by the service, or by the next `capture`. Of an app's, all documents are made
+    anew before this returns.
 
     Raises:
-        NotMendableError: the log is no local one, or not that of a source.
+        NotMendableError: the log is no local one, an app's service holds it, or an app writes to it no more; then the
+            gap is named, and the same call pays what is lost once the app writes to it again.
         CorruptLogError: where the damage ends cannot be known.
         ServiceSlowError: the service did not mend it.
     """
@@ -60,6 +72,10 @@ def mend_log(config: Config, source: str, *, on_progress: OnProgress | None = No
     mended_by = "nobody"
     if damaged or mending.suspects():
         mended_by = _mend(config, source, mending)
+    if source in config.apps:
+        lost = mending.owed()
+        made = _make_anew(config, source, mending, lost, on_progress)
+        return Mended(source=source, damaged=damaged, lost=lost, mended_by=mended_by, made_anew=made)
     tell_incidents(config, source)
     return Mended(source=source, damaged=damaged, lost=_open(config, source), mended_by=mended_by)
 
@@ -112,12 +128,8 @@ def _open(config: Config, source: str) -> list[LostGroups]:
 
 
 def _mending(config: Config, source: str) -> LocalMending:
-    if source in config.apps:
-        raise NotMendableError(
-            f"cannot mend the log {source!r}: it is what app {source!r} made of its source; restore it from a copy, or "
-            f"remove it with what the lake has of it and run `deltaworks replay {source}`"
-        )
-    config.source(source)
+    if source not in config.apps:
+        config.source(source)
     mending = log_of(config, source).mending()
     if mending is None:
         raise NotMendableError(
@@ -129,10 +141,24 @@ def _mending(config: Config, source: str) -> LocalMending:
 
 def _mend(config: Config, source: str, mending: LocalMending) -> str:
     log = log_of(config, source)
-    try:
-        writer = log.writer()
-    except FencedError:
-        wait_until(lambda: not mending.suspects(), what=f"the process that writes the log of {source!r}")
+
+    def take() -> LogWriter:
+        try:
+            return log.writer(mends=True)
+        except FencedError as error:
+            if source not in config.apps:
+                raise
+            raise NotMendableError(
+                f"cannot mend the log of app {source!r}: {error}; stop the app's service, run this again, then start it"
+            ) from error
+
+    writer = taken_unless_done(
+        take,
+        FencedError,
+        is_done=lambda: not mending.suspects(),
+        what=f"the process that writes the log of {source!r}",
+    )
+    if writer is None:
         return "the process that writes the log"
     with closing(writer):
         mine = log.mending(writer)
@@ -143,6 +169,42 @@ def _mend(config: Config, source: str, mending: LocalMending) -> str:
                 _note_end(writer)
                 mine.heed()
     return "this run"
+
+
+def _make_anew(
+    config: Config, app: str, mending: LocalMending, lost: Sequence[LostGroups], on_progress: OnProgress | None
+) -> int:
+    """Have an app make all its documents anew where its log lost any; how many.
+
+    The rows of its source are in its state, those that are gone as well; which documents were lost is not known.
+    """
+    if not lost:
+        return 0
+    _check_payable(config, app)
+    entities = f"{app}: documents"
+    done = None if on_progress is None else lambda *counts: on_progress(entities, *counts)
+    answered = reprocess(config, app, on_progress=done)
+    end = open_reader(config, app).end().sequence
+    for each in lost:
+        mending.taken(each, sequence=end)
+    return answered.outcome.count
+
+
+def _check_payable(config: Config, app: str) -> None:
+    """See that what makes all documents anew brings them into the log: an app that is shared writes to none."""
+    shares = config.app(app).shares
+    if shares is None and lake_tables_of(config, app):
+        return
+    if shares is None:
+        why, step = "none of its sinks is a LakeTable", "put its LakeTable back"
+    else:
+        why = f"it has {shares} shares, and a lake table has one writer"
+        step = f"take `shares` out of apps.{app} (its LakeTable stays)"
+    raise NotMendableError(
+        f"cannot make anew what the log of app {app!r} lost: {why}, so no document of it comes into that log; the gap "
+        f"is named, and what is lost stays owed; {step}, and run `deltaworks log mend {app}` again: it makes every "
+        "document anew, and the next load takes them"
+    )
 
 
 def _note_end(writer: LogWriter) -> None:

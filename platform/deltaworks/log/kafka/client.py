@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltaworks.config import KafkaLogConfig
 from deltaworks.errors import TerminalError
 from deltaworks.log.change_log import FencedError, LogAwayError, LogFailedError
+from deltaworks.log.membership import member_name
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
@@ -24,6 +25,9 @@ source transaction, however large, may take to be written; a writer that starts 
 
 CALL_S = 10.0
 """How long one question to the brokers may take."""
+
+MEMBER_PREFIX = "deltaworks-"
+"""What the name of a member begins with among all clients of the brokers."""
 
 
 class KafkaMissingError(TerminalError):
@@ -88,12 +92,16 @@ class Client:
         )
 
     def member(self, *, group: str) -> Consumer:
-        """A consumer that takes part in a group and commits offsets when it is told to."""
+        """A consumer that takes part in a group and commits offsets when it is told to.
+
+        The group knows it by the name of this process, unless the log's `client` settings have a `client.id`.
+        """
         kafka = _library()
         session_ms = int(self.settings.member_timeout_s * 1000)
         return kafka.Consumer(  # type: ignore[no-any-return]
             self._common()
             | {
+                "client.id": self.settings.client.get("client.id", f"{MEMBER_PREFIX}{member_name()}"),
                 "group.id": group,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,

@@ -7,7 +7,7 @@ A group is one Kafka transaction over both topics, and a run of partial groups i
 committed records only, so a group is visible wholly or not at all, and what was not ended is aborted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltaworks.config import KafkaLogConfig
@@ -17,10 +17,11 @@ from deltaworks.log.archive.standing import SegmentPlace
 from deltaworks.log.change_log import LogWriter
 from deltaworks.log.holder import holder_of
 from deltaworks.log.kafka.client import Client
-from deltaworks.log.kafka.membership import KafkaMembership
+from deltaworks.log.kafka.membership import KafkaMembership, read_shares
 from deltaworks.log.kafka.reader import KafkaLogReader
 from deltaworks.log.kafka.writer import KafkaLogWriter
 from deltaworks.log.lock import LOCK_FILE, replace_lock
+from deltaworks.log.membership import ShareStanding
 from deltaworks.log.retention import Retired
 
 
@@ -39,13 +40,13 @@ class KafkaLog:
         """See `LogPlace`."""
         return self.reader()
 
-    def writer(self) -> KafkaLogWriter:
+    def writer(self, *, mends: bool = False) -> KafkaLogWriter:  # noqa: ARG002  # a part of the contract
         """See `LogPlace`. A writer on another machine is not asked but fenced: the source's lease is what keeps two
         from wanting it.
         """
         return KafkaLogWriter.open(self._client, self._folder)
 
-    def take_over(self) -> KafkaLogWriter:
+    def take_over(self, *, mends: bool = False) -> KafkaLogWriter:  # noqa: ARG002  # a part of the contract
         """See `LogPlace`. The brokers fence the old writer's transactions."""
         replace_lock(self._folder)
         return self.writer()
@@ -53,6 +54,10 @@ class KafkaLog:
     def join(self, group: str, *, shares: int) -> KafkaMembership:
         """See `LogPlace`. Kafka's own consumer group."""
         return KafkaMembership(self._client, group=group, shares=shares)
+
+    def shares_of(self, group: str, *, shares: int) -> Mapping[int, ShareStanding]:
+        """See `LogPlace`."""
+        return read_shares(self._client, group=group, shares=shares)
 
     def mending(self, writer: LogWriter | None = None) -> None:  # a part of the contract
         """See `LogPlace`. The brokers mend a replica from the others."""
