@@ -37,11 +37,12 @@ class NotAnsweredError(RetryableError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A request that was seen through."""
+    """A request that was seen through. `elsewhere` says of a shared app what is left for others to do."""
 
     app: str
     outcome: Outcome
     answered_by: str
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -49,7 +50,8 @@ class Answered:
         outcome = self.outcome
         facts = f"{outcome.set_back:,} of them wait or are dead letters, " if outcome.set_back else ""
         facts += f"{outcome.missing:,} keys are unknown, " if outcome.missing else ""
-        return f"{self.app}: {outcome.kind.value} of {outcome.count:,} entities, {facts}by {self.answered_by}"
+        done = f"{self.app}: {outcome.kind.value} of {outcome.count:,} entities, {facts}by {self.answered_by}"
+        return "; ".join((done, *self.elsewhere))
 
 
 def reprocess(
@@ -75,15 +77,6 @@ def reprocess(
             "member, change `shares` as the guide to Kafka says, and they make every document anew"
         )
     return see_through(config, app, Request.new(Kind.REPROCESS, keys=keys, slice=part), on_progress=on_progress)
-
-
-def retry(config: Config, app: str, *, keys: Sequence[Key] | None = None) -> Answered:
-    """Let dead letters be processed again, those of some keys or all; return when they are due.
-
-    Raises:
-        RequestRefusedError: the app could not do it; the message says why.
-    """
-    return see_through(config, app, Request.new(Kind.RETRY, keys=keys))
 
 
 def parse_asked(texts: Sequence[str]) -> Sequence[Key]:
@@ -128,8 +121,8 @@ def see_through(config: Config, app: str, request: Request, *, on_progress: OnAs
         outcome = requests.outcome(request.id)
         if outcome is None:
             raise NotAnsweredError(f"{request.kind.value} {request.id} of app {app!r} is left to its next runner")
-        return _judged(Answered(app=app, outcome=outcome, answered_by="this run"))
-    return _judged(Answered(app=app, outcome=outcome, answered_by="the process service"))
+        return judged(Answered(app=app, outcome=outcome, answered_by="this run"))
+    return judged(Answered(app=app, outcome=outcome, answered_by="the process service"))
 
 
 def _watch(config: Config, app: str, requests: Requests, request: Request, on_progress: OnAskedProgress | None) -> None:
@@ -144,7 +137,12 @@ def _watch(config: Config, app: str, requests: Requests, request: Request, on_pr
         time.sleep(LOOK_EVERY_S)
 
 
-def _judged(answered: Answered) -> Answered:
+def judged(answered: Answered) -> Answered:
+    """The same.
+
+    Raises:
+        RequestRefusedError: it ended with an error.
+    """
     outcome = answered.outcome
     if outcome.error is not None:
         raise RequestRefusedError(f"cannot {outcome.kind.value} app {answered.app!r}: {outcome.error}")

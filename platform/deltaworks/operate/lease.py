@@ -15,6 +15,7 @@ SERVICE_PATIENCE_S = 60.0
 """How long to wait for a running service. It needs milliseconds, so past this it hangs."""
 LEASE_RETRY_S = 0.5
 """How often a standby asks for the lease: a takeover takes at most this long after the other has ended."""
+_LOOK_EVERY_S = 0.02
 
 T = TypeVar("T")
 
@@ -62,16 +63,32 @@ def leased(
             held.close()
 
 
-def wait_until(condition: Callable[[], bool], *, what: str, patience_s: float = SERVICE_PATIENCE_S) -> None:
-    """Return when the condition holds.
+def taken_unless_done(
+    take: Callable[[], T],
+    refusal: type[DeltaworksError],
+    *,
+    is_done: Callable[[], bool],
+    what: str,
+    patience_s: float = SERVICE_PATIENCE_S,
+) -> T | None:
+    """What `take` gives, as soon as it no longer raises `refusal`; `None` when what was to be done is done before.
+
+    Whoever has it may be a service that does it, or a run like this one that ends before it gets there.
 
     Raises:
-        ServiceSlowError: it does not within `patience_s`.
+        ServiceSlowError: neither within `patience_s`.
     """
     deadline = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ServiceSlowError(
-                f"{what} did not get to now within {patience_s:.0f} s; look at its output, or stop it"
-            )
-        time.sleep(0.02)
+    while True:
+        try:
+            return take()
+        except refusal:
+            next_try = time.monotonic() + LEASE_RETRY_S
+        while time.monotonic() < next_try:
+            if is_done():
+                return None
+            if time.monotonic() > deadline:
+                raise ServiceSlowError(
+                    f"{what} did not get to now within {patience_s:.0f} s; look at its output, or stop it"
+                )
+            time.sleep(_LOOK_EVERY_S)

@@ -12,6 +12,7 @@ are the server's. Whoever holds the lease may end any stream of its source: ther
 import threading
 import time
 import zlib
+from contextlib import suppress
 
 import psycopg
 import structlog
@@ -136,6 +137,9 @@ class PostgresLease:
     def _drop(self) -> None:
         self._is_held = False
         if self._connection is not None:
+            with suppress(psycopg.Error):
+                # A session that is closed keeps its locks until the server comes round to ending it.
+                self._connection.execute("select pg_catalog.pg_advisory_unlock_all()")
             self._connection.close()
             self._connection = None
 
