@@ -33,8 +33,9 @@ settled its chunk, so "the largest identity wins" is true of reads and changes a
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from deltaworks.errors import InvariantError
@@ -115,6 +116,29 @@ class ChangeBatch:
         first, end = commits.searchsorted([after, up_to], side="right")
         if end > first:
             yield ChangeBatch(self.schema, self.rows.slice(first, end - first))
+
+
+def op_letters(ops: pa.Array | pa.ChunkedArray) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """The letter of each change as its byte, `ord(DELETE)` and so on; no copy of what is one piece.
+
+    Comparing bytes takes a tenth of what comparing texts does.
+
+    >>> op_letters(pa.array([CREATE, DELETE])).tolist() == [ord(CREATE), ord(DELETE)]
+    True
+    """
+    pieces = ops.chunks if isinstance(ops, pa.ChunkedArray) else [ops]
+    letters = [np.frombuffer(_letters(piece), np.uint8) for piece in pieces if len(piece)]
+    if len(letters) == 1:
+        return letters[0]
+    return np.concatenate(letters) if letters else np.empty(0, np.uint8)
+
+
+def _letters(ops: pa.Array) -> memoryview:
+    _, bounds, data = ops.buffers()
+    start, end = memoryview(bounds).cast("i")[ops.offset :: len(ops)][:2]
+    if end - start != len(ops):
+        raise MalformedBatchError(f"cannot read changes: {len(ops)} of them have ops of {end - start} letters")
+    return memoryview(data)[start:end]
 
 
 def together(batches: Iterable[ChangeBatch]) -> list[ChangeBatch]:

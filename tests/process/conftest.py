@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 from process.faulty_service import FaultyService
 from process.film_app import film_app
 from process.material import Feed, TableSink, config_in, wait_until
+from process.shared_world import World
 
 from deltaworks import operate
 from deltaworks.config import Config, load
@@ -70,6 +72,19 @@ def running(films_config: Config) -> Iterator[None]:
         finally:
             stop.set()
         followed.result()
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**options: Any) -> World:
+        made.append(World(tmp_path / f"world{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
 
 
 @pytest.fixture

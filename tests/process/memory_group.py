@@ -10,6 +10,7 @@ class MemoryGroup:
 
     def __init__(self, shares: int) -> None:
         self.done = dict.fromkeys(range(shares), -1)
+        self.notes = dict.fromkeys(range(shares), "")
         self.members: list[MemoryMembership] = []
 
     def join(self) -> "MemoryMembership":
@@ -49,12 +50,13 @@ class MemoryMembership:
         self.shares |= free
         return Moved(given={share: self.group.done[share] for share in free})
 
-    def confirm(self, done: Mapping[int, int]) -> None:
+    def confirm(self, done: Mapping[int, int], *, note: str = "") -> None:
         if self not in self.group.members:
             raise MembershipLostError("the group has gone on")
         assert done.keys() <= self.shares
         assert all(self.group.done[share] <= sequence for share, sequence in done.items()), "a share went back"
         self.group.done |= done
+        self.group.notes |= dict.fromkeys(done, note)
 
     def progress(self) -> Mapping[int, int]:
         return dict(self.group.done)

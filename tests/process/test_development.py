@@ -223,7 +223,7 @@ def test_the_watchdog_sees_the_thread_that_runs_the_app(
 
     Feed(log.writer()).commit(create(FILM, film_id=1, title="a"))
     with Runner.open(app, config=make_config(), name="films", log=log.reader()) as runner:
-        runner._watchdog = Watchdog("films", app.steps, limit_s=0.02)
+        runner.watchdog = Watchdog("films", app.steps, limit_s=0.02)
         with structlog.testing.capture_logs(processors=[lambda *line: told.append(line[2]) or line[2]]):
             runner.drain()
     assert (told[0]["event"], told[0]["step"]) == ("step does not return", "slow")

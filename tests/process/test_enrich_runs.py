@@ -13,6 +13,7 @@ from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
 from deltaworks.process.app import App, AppError, Backoff, Breaker, Source, Ttl, changed
 from deltaworks.process.entity import Entity
+from deltaworks.process.requests import Kind, Request, Requests
 from deltaworks.process.runner import Runner
 
 OpenRunner = Callable[..., Runner]
@@ -227,7 +228,7 @@ def test_a_kept_answer_is_forgotten_with_its_entity_and_when_asked_to(
     assert sink.bodies()[7]["score"] == "third"
 
     service.names = {1: "fourth"}
-    runner.reprocess([7])
+    Requests.of(runner.folder).ask(Request.new(Kind.REPROCESS, keys=["7"]))
     runner.drain()
     assert sink.bodies()[7]["score"] == "fourth"
 

@@ -16,8 +16,8 @@ from deltaworks.config import Config
 from deltaworks.log.memory import MemoryLog
 from deltaworks.process import entities, syncing
 from deltaworks.process.app import App, Source
+from deltaworks.process.checkpoint import read_checkpoint
 from deltaworks.process.runner import STATE_FILE, Runner
-from deltaworks.process.state import read_checkpoint
 from deltaworks.testing.memory_sink import MemorySink
 
 MakeConfig = Callable[..., Config]

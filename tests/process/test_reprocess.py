@@ -1,5 +1,6 @@
 """Asked on the command line, by Dagster or in code: done by the running service, or here where none runs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -15,6 +16,8 @@ from deltaworks.cli import app as command_line
 from deltaworks.config import Config
 from deltaworks.log.local import LocalLogWriter
 from deltaworks.process.asked import slice_of
+from deltaworks.process.registry import load_app
+from deltaworks.process.runner import Runner
 from resources.deltaworks_config import DeltaworksConfig
 
 
@@ -89,3 +92,18 @@ def test_a_dagster_partition_is_a_part_of_the_keys_and_a_run_may_name_keys(
     assert made_anew(sink) == wanted
     [materialized] = done.get_asset_materialization_events()
     assert materialized.materialization.metadata["dagster/partition_row_count"].value == len(wanted)
+
+
+def test_a_run_that_waits_for_another_does_the_work_itself_when_that_goes_away(
+    films_config: Config, service: FaultyService, sink: TableSink
+) -> None:
+    service.names = {1: "new"}
+    with LocalLogWriter.open(films_config.log_folder("studio")) as writer:
+        Feed(writer).commit(create(FILM, film_id=1, title="Alien", status="released"))
+    with ThreadPoolExecutor(1) as pool:
+        with Runner.open(load_app(films_config, "films"), config=films_config, name="films"):
+            processed = pool.submit(operate.process, films_config, "films")
+            with pytest.raises(TimeoutError):
+                processed.result(timeout=1.0)
+        assert processed.result(timeout=10.0).processed_by == "this run"
+    assert sink.bodies().keys() == {1}

@@ -4,12 +4,14 @@ import itertools
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,11 @@ from process.member_child import SHARES, config_of
 from process.shared_table import SharedTable
 from servers.kafka import KafkaCluster
 
+from deltaworks.log.canary import Canary
+from deltaworks.log.change_log import Group
 from deltaworks.log.registry import log_of
+from deltaworks.operate.freshness import AgeCollector, AppFreshness, MemberFreshness, app_freshness
+from deltaworks.position import Lsn
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -266,6 +272,69 @@ def test_brokers_die_under_members(world: World, kafka_cluster: KafkaCluster) ->
     for name in ("a", "b"):
         world.wait_written_by(name, chance)
     world.settle()
+
+
+def test_how_fresh_all_members_are_is_known_elsewhere_and_the_oldest_counts(
+    world: World, kafka_cluster: KafkaCluster
+) -> None:
+    chance = random.Random(8)
+    world.change(chance, 60)
+    for name in ("a", "b"):
+        world.start(name)
+        world.wait_written_by(name, chance)
+    world.settle()
+    # A home in which no member ever ran.
+    config = config_of(kafka_cluster.brokers, world.topics, world.folder / "elsewhere", world.service.url)
+
+    def fresh() -> AppFreshness:
+        return app_freshness(config, "films", log_age_s=0.0, now=datetime.now(UTC))
+
+    def write_canary() -> Canary:
+        at, end = datetime.now(UTC), world.feed.writer.end()
+        canary = Canary(position=Lsn(end.position.value + 1), written_at=at, heard_at=at, every_s=30.0)
+        progress = {"canary": canary.to_json()}
+        world.feed.writer.append(
+            Group(batches=(), position=canary.position, previous_position=end.position, progress=progress)
+        )
+        return canary
+
+    first = write_canary()
+    world.wait(lambda: fresh().canary_s is not None and fresh().age_s == 0.0, what="the canary at every sink")
+    names = {name: f"{socket.gethostname()}:{world.members[name]}" for name in ("a", "b")}
+    members = {member.name: member for member in fresh().members}
+    assert set(members) == set(names.values())
+    assert sorted(share for member in members.values() for share in member.shares) == list(range(SHARES))
+    assert {member.reached >= first.position for member in members.values()} == {True}
+
+    # One stands: the other is as fresh as before, and the app is as old as the one that stands.
+    world.signal("b", signal.SIGSTOP)
+    world.change(chance, 5)
+    second = write_canary()
+
+    def standing() -> tuple[MemberFreshness, MemberFreshness]:
+        found = {member.name: member for member in fresh().members}
+        return found[names["a"]], found[names["b"]]
+
+    world.wait(lambda: standing()[0].reached >= second.position, what="the canary at the sinks of the one that runs")
+    seen, (runs, stands) = fresh(), standing()
+    assert runs.canary_s is not None
+    assert stands.canary_s is not None
+    assert seen.canary_s == pytest.approx(stands.canary_s, abs=5.0)
+    assert stands.canary_s - runs.canary_s == pytest.approx(
+        (second.written_at - first.written_at).total_seconds(), abs=2.0
+    )
+    assert seen.reached == stands.reached < second.position
+    assert (seen.age_s or 0.0) > 0.0
+    samples = AgeCollector(config, "films").of(seen)
+    told = {(sample.name, *sample.labels.values()): sample.value for family in samples for sample in family.samples}
+    assert told["deltaworks_process_canary_age_seconds", "films"] == seen.canary_s
+    assert ("deltaworks_process_member_canary_age_seconds", "films", names["b"]) in told
+
+    # When others have its shares it is no member any more, and holds nothing back.
+    world.settle()
+    world.wait(lambda: [member.name for member in fresh().members] == [names["a"]], what="the shares of the dead")
+    world.wait(lambda: fresh().age_s == 0.0, what="an app that is fresh again")
+    world.signal("b", signal.SIGCONT)
 
 
 def test_a_plain_tool_sees_how_far_every_share_is(world: World, kafka_cluster: KafkaCluster) -> None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deltaworks.errors import TerminalError
-from deltaworks.process.ascending import places_of
 from deltaworks.process.declared import KEY, TableStep
+from deltaworks.process.places import Integers, places_of
 from deltaworks.process.shape import Field, arrow_type
 from deltaworks.process.step import STEP_ERRORS, StepFault, fault_of
 
@@ -35,9 +35,13 @@ class SqlStepError(TerminalError):
 
 @dataclass(slots=True, kw_only=True)
 class Computed:
-    """What a step made of a table; `faults` are the rows that it cannot be run on, by key."""
+    """What a step made of a table; `faults` are the rows that it cannot be run on, by key.
+
+    `places` says of which row of the table each row was made, where that was found out.
+    """
 
     rows: pa.Table
+    places: Integers | None = None
     faults: dict[Key, StepFault] = field(default_factory=dict)
 
 
@@ -86,7 +90,7 @@ class _Computing:
         if rows.num_rows == 0:
             return Computed(rows=rows)
         try:
-            return Computed(rows=self._call(rows))
+            return self._call(rows)
         except STEP_ERRORS as error:
             fault = fault_of(self.step, error)
         self.failures_left -= 1
@@ -97,12 +101,11 @@ class _Computing:
         fault = fault if rows.num_rows == 1 else replace(fault, may_pass=True)
         return Computed(rows=rows.slice(0, 0), faults=dict.fromkeys(rows.column(KEY).to_pylist(), fault))
 
-    def _call(self, rows: pa.Table) -> pa.Table:
+    def _call(self, rows: pa.Table) -> Computed:
         made = self.step.function(rows, **{name: self.clients[name] for name in self.step.clients})
         if isinstance(made, pa.RecordBatch):
             made = pa.Table.from_batches([made])
-        _check(self.step, rows, made)
-        return made
+        return Computed(rows=made, places=_checked_places(self.step, rows, made))
 
 
 def sql_function(query: str, *, table: str) -> Callable[[pa.Table], pa.Table]:
@@ -144,20 +147,20 @@ def check_sql(step: TableStep, schema: pa.Schema) -> None:
         )
 
 
-def _check(step: TableStep, rows: pa.Table, made: Any) -> None:
+def _checked_places(step: TableStep, rows: pa.Table, made: Any) -> Integers | None:
+    """Where the keys of `made` are among those of `rows`, if that was found out by the way."""
     if not isinstance(made, pa.Table):
         raise TableStepError(f"returned {type(made).__name__}, expected an Arrow table ({step.place})")
     if KEY not in made.schema.names:
         raise TableStepError(f"returned a table without {KEY}, it has {', '.join(made.schema.names)} ({step.place})")
     keys = made.column(KEY)
-    if made.num_rows == rows.num_rows and keys.equals(rows.column(KEY)):
-        return
-    if places_of(keys, rows.column(KEY)) is not None:
-        return
+    if (places := places_of(keys, rows.column(KEY))) is not None:
+        return places
     if made.num_rows > rows.num_rows or pc.count_distinct(keys).as_py() < made.num_rows:
         raise TableStepError(f"returned a key twice; a row is made of one row ({step.place})")
     if not pc.all(pc.is_in(keys, rows.column(KEY).combine_chunks()), min_count=0).as_py():
         raise TableStepError(f"returned a key that it was not given ({step.place})")
+    return None
 
 
 def _together(one: Computed, other: Computed) -> Computed:

@@ -11,7 +11,8 @@ from deltaworks.process import metrics
 from deltaworks.process.fold import At, Key
 from deltaworks.process.pipeline import Outcome
 from deltaworks.process.report import Tally
-from deltaworks.process.state import Standing, State
+from deltaworks.process.state import State
+from deltaworks.process.waiting import Standing
 
 logger = structlog.get_logger(__name__)
 

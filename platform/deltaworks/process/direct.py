@@ -26,16 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deltaworks.change import DELETE, READ, TRUNCATE, ChangeBatch
+from deltaworks.change import DELETE, READ, TRUNCATE, ChangeBatch, op_letters
 from deltaworks.log.change_log import StoredGroup
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App
 from deltaworks.process.arrow import table_schema
-from deltaworks.process.ascending import last_of_each, places_of
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, TableStep
 from deltaworks.process.entity import Entity
+from deltaworks.process.flags import Flags, flag_array
 from deltaworks.process.fold import At, Fold, Key, Row, fold_rows, moment, old_row_keys, row_keys
+from deltaworks.process.places import Integers, ascending, last_of_each, places_of
 from deltaworks.process.shape import cast, given_values, records
 from deltaworks.process.sink import Document
 from deltaworks.schema import AS_TEXT, texts_by_column
@@ -186,10 +187,10 @@ class Reducer:
                 repeat(_NOTHING),
             )
         )
-        is_gone = pc.equal(rows.column("_op"), DELETE)
-        if not pc.any(is_gone).as_py():
+        is_gone = op_letters(rows.column("_op")) == ord(DELETE)
+        if not is_gone.any():
             return entities, []
-        gone = is_gone.to_pylist()
+        gone = is_gone.tolist()
         tombstones = [Document(each.key, each.version, each.committed_at, None) for each in compress(entities, gone)]
         return list(compress(entities, map(not_, gone))), tombstones
 
@@ -199,27 +200,34 @@ class Reducer:
         columns = [rows.column(KEY), *(cast(rows.column(item.name), item.type) for item in self._table.fields)]
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _tables(self, batches: Sequence[ChangeBatch]) -> tuple[pa.Table, "np.ndarray[Any, Any]"]:
-        tables, wide = [], []
+    def _tables(self, batches: Sequence[ChangeBatch]) -> tuple[pa.Table, Flags]:
+        runs: list[list[ChangeBatch]] = []
         for batch in batches:
-            rows = batch.rows
-            key = rows.column(self._app.key)
-            key = key.cast(pa.int64()) if pa.types.is_integer(key.type) else key.cast(pa.string())
-            columns = [rows.column(name) if name in batch.schema.names else pa.nulls(len(rows)) for name in self._names]
-            tables.append(
-                pa.table([key, *(rows.column(name) for name in _META), *columns], [KEY, *_META, *self._names])
-            )
-            wide.append(_is_wide(batch))
+            if runs and runs[-1][0].rows.schema.equals(batch.rows.schema):
+                runs[-1].append(batch)
+            else:
+                runs.append([batch])
+        tables = [self._table_of(run) for run in runs]
         try:
-            return pa.concat_tables(tables, promote_options="permissive"), np.concatenate(wide)
+            table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowInvalid as error:
             raise RowsNeededError("a column changed its type") from error
+        return table, np.concatenate([_is_wide(batch) for batch in batches])
+
+    def _table_of(self, alike: Sequence[ChangeBatch]) -> pa.Table:
+        """The columns of batches that have one schema."""
+        rows = pa.Table.from_batches([batch.rows for batch in alike])
+        key = rows.column(self._app.key)
+        key = key.cast(pa.int64()) if pa.types.is_integer(key.type) else key.cast(pa.string())
+        sent = alike[0].schema.names
+        columns = [rows.column(name) if name in sent else pa.nulls(len(rows)) for name in self._names]
+        return pa.table([key, *(rows.column(name) for name in _META), *columns], [KEY, *_META, *self._names])
 
     def _tricky_keys(self, batches: Sequence[ChangeBatch]) -> set[Key]:
         tricky: set[Key] = set()
         for batch in batches:
             rows = batch.rows
-            if pc.any(pc.equal(rows.column("_op"), TRUNCATE)).as_py():
+            if (op_letters(rows.column("_op")) == ord(TRUNCATE)).any():
                 raise RowsNeededError("the table was truncated")
             unchanged = rows.column("_unchanged")
             if unchanged.null_count < len(unchanged):
@@ -231,22 +239,23 @@ class Reducer:
         return tricky
 
 
-def document_batch(rows: pa.Table, made: pa.Table) -> DocumentBatch:
-    """What a vectorised app made of rows: those that are in `made`, and tombstones of all others."""
+def document_batch(rows: pa.Table, made: pa.Table, places: Integers | None = None) -> tuple[DocumentBatch, Flags]:
+    """What a vectorised app made of rows: those that are in `made`, which are flagged, and tombstones of all others.
+
+    `places` has the row of which each was made, where that is known already.
+    """
     meta = rows.select([KEY, "_commit", "_ordinal", "_committed_at"])
-    if made.num_rows == rows.num_rows and made.column(KEY).equals(rows.column(KEY)):
-        return DocumentBatch(meta=meta, bodies=made.drop_columns([KEY]), gone=meta.slice(0, 0))
-    if (found := places_of(made.column(KEY), rows.column(KEY))) is not None:
-        is_gone = np.ones(rows.num_rows, dtype=bool)
-        is_gone[found] = False
-        return DocumentBatch(
-            meta=meta.take(pa.array(found)), bodies=made.drop_columns([KEY]), gone=meta.filter(pa.array(is_gone))
-        )
-    keys = rows.column(KEY).combine_chunks()
-    made_keys = made.column(KEY).combine_chunks()
-    places = pc.index_in(made_keys, keys)
-    is_made = pc.is_in(keys, made_keys)
-    return DocumentBatch(meta=meta.take(places), bodies=made.drop_columns([KEY]), gone=meta.filter(pc.invert(is_made)))
+    bodies = made.drop_columns([KEY])
+    if places is None:
+        places = places_of(made.column(KEY), rows.column(KEY))
+    if places is None:
+        places = pc.index_in(made.column(KEY), rows.column(KEY).combine_chunks()).to_numpy()
+    is_made = np.zeros(rows.num_rows, dtype=bool)
+    is_made[places] = True
+    if len(places) == rows.num_rows and ascending(pa.array(places)) is not None:
+        return DocumentBatch(meta=meta, bodies=bodies, gone=meta.slice(0, 0)), is_made
+    gone = meta.filter(flag_array(~is_made))
+    return DocumentBatch(meta=meta.take(pa.array(places)), bodies=bodies, gone=gone), is_made
 
 
 _NO_ROWS: Mapping[str, Sequence[Any]] = {}
@@ -266,19 +275,28 @@ def _once_each(column: pa.ChunkedArray, make: Callable[[int], _T]) -> list[_T]:
 
 def _is_wide(batch: ChangeBatch) -> "np.ndarray[Any, Any]":
     """Which rows may be stored out of line, by the size of all their columns."""
-    count = len(batch)
-    size = np.zeros(count, dtype=np.int64)
-    for name in batch.schema.names:
-        column = batch.rows.column(name)
-        kind = column.type
-        if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
-            size += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        elif pa.types.is_nested(kind):
-            # Seldom, and seldom small: counted evenly over the rows, and generously.
-            size += 4 * column.nbytes // max(count, 1)
-        else:
-            size += 8
+    if not len(batch):
+        # Then a column of texts need not even have bounds.
+        return np.zeros(0, bool)
+    sizes = [_sizes(batch.rows.column(name), len(batch)) for name in batch.schema.names]
+    # In most batches not even the longest values together make a wide row.
+    if sum(each if isinstance(each, int) else int(each.max()) for each in sizes) < WIDE_BYTES:
+        return np.zeros(len(batch), bool)
+    size = np.zeros(len(batch), np.int64)
+    for each in sizes:
+        size += each
     return np.asarray(size >= WIDE_BYTES)
+
+
+def _sizes(column: pa.Array, count: int) -> "int | np.ndarray[Any, Any]":
+    """The bytes of each value, or of any where they are alike."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        width = np.int64 if pa.types.is_large_string(kind) else np.int32
+        bounds = np.frombuffer(column.buffers()[1], width)[column.offset : column.offset + count + 1]
+        return np.diff(bounds)
+    # Nested ones are seldom, and seldom small: counted evenly over the rows, and generously.
+    return 4 * column.nbytes // count if pa.types.is_nested(kind) else 8
 
 
 def _chosen(batch: ChangeBatch, keys: Sequence[Key]) -> ChangeBatch:

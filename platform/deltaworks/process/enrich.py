@@ -31,9 +31,9 @@ from deltaworks.process.cache import UNKNOWN, AnswerCache
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.declared import EnrichStep
 from deltaworks.process.entity import Entity
+from deltaworks.process.fitting import checker
 from deltaworks.process.fold import Key
 from deltaworks.process.limits import Gate, TokenBucket
-from deltaworks.process.shape import checker
 from deltaworks.process.step import STEP_ERRORS, StepFault, call, fault_of
 
 _NARROWING_CALLS = 128

@@ -20,8 +20,10 @@ import structlog
 from deltaworks import faults
 from deltaworks.change import ChangeBatch, together
 from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn
 from deltaworks.process.app import App
+from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.counting import Counting
 from deltaworks.process.flight import Flight
 from deltaworks.process.fold import At, Fold, Key, fold_keys, fold_rows, old_row_keys, row_keys
@@ -33,7 +35,8 @@ from deltaworks.process.sharing import Sharing
 from deltaworks.process.sink import Refusal
 from deltaworks.process.sinking import Sinking
 from deltaworks.process.source import Table
-from deltaworks.process.state import Checkpoint, State, Waiting
+from deltaworks.process.state import State
+from deltaworks.process.waiting import Waiting
 
 ENTITIES_PER_CYCLE = 2_000
 """Enough to fill the batches of an enrichment; few enough that a flush is never far."""
@@ -69,6 +72,8 @@ class Entities:
     ) -> None:
         self.checkpoint = state.checkpoint()
         """How far the log was taken."""
+        self.fold_to = state.plan.fold_to()
+        """The group up to which documents had left before rows were kept."""
         self._app = app
         self._name = name
         self._log = log
@@ -123,6 +128,19 @@ class Entities:
             budget -= sum(group.header.next_offset - group.header.offset for group in groups)
         return budget < CHANGES_PER_FOLD
 
+    def skip(self, sequence: int, *, keeps_rows: bool) -> None:
+        """Take the log up to a group as known: what is due of it never leaves. Without rows it is not read at all."""
+        if not keeps_rows:
+            header = next(header for header in self._log.headers_backwards() if header.sequence == sequence)
+            self.checkpoint = Checkpoint(sequence=sequence, offset=header.next_offset, position=header.position)
+            with self._state.folding():
+                self._state.save_checkpoint(self.checkpoint)
+            return
+        while self.checkpoint.sequence < sequence:
+            self.fold(sequence)
+        with self._state.folding():
+            self._state.settle_all()
+
     def _fold_groups(self, groups: Sequence[StoredGroup]) -> None:
         folds: dict[Table[Any], Fold] = {}
         last = groups[-1].header
@@ -137,7 +155,8 @@ class Entities:
         with self._state.settling():
             for batch in batches:
                 for table in self._schemas.tables_of(batch):
-                    self._fold_batch(folds.setdefault(table, Fold()), table, batch)
+                    fold = folds.setdefault(table, Fold())
+                    self._fold_batch(fold, table, batch, have_left=groups[0].header.sequence <= self.fold_to)
             touched = Fold()
             for table, fold in folds.items():
                 if table in self._app.lookups:
@@ -149,7 +168,7 @@ class Entities:
             due = self._mark(touched.touched, low=groups[0].header.sequence, high=last.sequence)
             if self._flight is not None:
                 self._flight.note(touched.touched)
-            self._state.ledger.take(batches, after=self.checkpoint.sequence, up_to=last.sequence)
+            self._state.ledger.take(Taken.of(batches, after=self.checkpoint.sequence, up_to=last.sequence))
             self._state.save_checkpoint(checkpoint)
             faults.reach("process.before_fold_commit")
         self._state.sync.begin()
@@ -165,7 +184,7 @@ class Entities:
         self._state.mark(touched)
         return touched.keys()
 
-    def _fold_batch(self, fold: Fold, table: Table[Any], batch: ChangeBatch) -> None:
+    def _fold_batch(self, fold: Fold, table: Table[Any], batch: ChangeBatch, *, have_left: bool) -> None:
         if table in self._app.lookups:
             fold_keys(fold, batch)
             return
@@ -178,6 +197,7 @@ class Entities:
             key=table.key or self._app.key,
             stored=self._state.rows.stored(table, keys),
             watched=list(dict.fromkeys(watched)),
+            have_left=have_left,
         )
 
     def due(self) -> list[Waiting]:

@@ -10,7 +10,7 @@ from deltaworks.process.fold import At, Key
 from deltaworks.process.leaving import Leave
 from deltaworks.process.pipeline import Outcome
 from deltaworks.process.sink import Refusal
-from deltaworks.process.state import Waiting
+from deltaworks.process.waiting import Waiting
 
 
 @dataclass(slots=True, kw_only=True)

@@ -113,12 +113,19 @@ def old_row_keys(batch: ChangeBatch) -> list[Key | None]:
 
 
 def fold_rows(
-    fold: Fold, batch: ChangeBatch, table: Table[Any], *, key: str, stored: Mapping[Key, Row], watched: Sequence[str]
+    fold: Fold,
+    batch: ChangeBatch,
+    table: Table[Any],
+    *,
+    key: str,
+    stored: Mapping[Key, Row],
+    watched: Sequence[str],
+    have_left: bool = False,
 ) -> None:
     """Fold changes of the entity's table or of a related one.
 
     `stored` has the rows, as stored before this fold, of every key and old key in the batch. `watched` are
-    columns whose turns are wanted.
+    columns whose turns are wanted. `have_left` says that documents of these changes may be in the sinks.
     """
     places = {item.name: index for index, item in enumerate(table.fields, start=1)}
     turning = [(name, places[name]) for name in watched]
@@ -145,8 +152,9 @@ def fold_rows(
                 fold.incomplete += 1
                 continue
             after = _filled(row, before, unchanged, places, key) if unchanged and before is not None else row
-            if op == UPDATE and after == before and before_key == row_key:
+            if op == UPDATE and after == before and before_key == row_key and not have_left:
                 # Nothing that the app reads has changed. A dump's read is let through: it is how a repair is asked for.
+                # Where no row was kept nobody knew that, so the document has left with the version of this change.
                 continue
             if before_key != row_key:
                 _move(fold, stored, before_key, row_key, at)

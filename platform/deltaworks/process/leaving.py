@@ -8,7 +8,8 @@ from deltaworks.process.app import App
 from deltaworks.process.fold import Key
 from deltaworks.process.pipeline import Outcome
 from deltaworks.process.sink import Document
-from deltaworks.process.state import Setback, State, Waiting
+from deltaworks.process.state import State
+from deltaworks.process.waiting import Setback, Waiting
 from deltaworks.process.windows import Place
 
 

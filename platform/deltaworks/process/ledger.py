@@ -5,7 +5,7 @@
 | `taken`        | per run of groups of the log: sketch of the changes that were folded            |
 | `taken_window` | of the same: count, sum and xor per table and minute of commit                  |
 | `left_document` | per key: the version of the document that every sink was last seen to make durable |
-| `left_run`     | the same of an app that keeps no rows, where many left at once; see `left`      |
+| `left_run`     | the same of an app that keeps no rows, where many left at once; see `left_runs` |
 
 `taken` is written in the transaction of the fold and of the checkpoint, so it can neither miss nor repeat a
 group that the state has. What left is written when every sink has flushed: losing it only repeats documents.
@@ -23,11 +23,10 @@ import pyarrow as pa
 
 from deltaworks.capture.proof import Window, WindowSet
 from deltaworks.capture.sketch import Sketch
-from deltaworks.change import ChangeBatch
 from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
-from deltaworks.process.left import STATEMENT as LEFT_RUN_TABLE
-from deltaworks.process.left import LeftRuns, read_runs, sinks_text, stored_run
+from deltaworks.process.left import sinks_text, stored_run
+from deltaworks.process.left_runs import LeftRuns, read_runs
 from deltaworks.process.rows import quoted
 from deltaworks.process.sink import Document
 
@@ -48,7 +47,6 @@ _STATEMENTS = (
     create table if not exists left_document (
       _key primary key, position int, ordinal int, committed_at int, sinks text, is_gone int) without rowid
     """,
-    LEFT_RUN_TABLE,
 )
 
 
@@ -66,13 +64,14 @@ class Ledger:
         """Make the tables; a state from before there were any begins its proof where it stands."""
         for statement in _STATEMENTS:
             self._connection.execute(statement)
+        self._runs.create()
         columns = [name for _, name, *_ in self._connection.execute("pragma table_info(left_document)")]
         if "is_gone" not in columns:
             self._connection.execute("alter table left_document add column is_gone int")
 
-    def take(self, batches: Iterable[ChangeBatch], *, after: int, up_to: int) -> None:
-        """Note what is folded of the groups after `after`; inside the fold's transaction."""
-        taken = Taken.of(batches, after=after, up_to=up_to)
+    def take(self, taken: Taken) -> None:
+        """Note what is folded of some groups; inside the fold's transaction."""
+        after, up_to = taken.after, taken.up_to
         block = (after + 1) // GROUPS_TOGETHER
         row = self._connection.execute("select after, sketch from taken where block = ?", (block,)).fetchone()
         began, sketch = (after, taken.sketch) if row is None else (row[0], Sketch.from_text(row[1]).merge(taken.sketch))

@@ -18,7 +18,7 @@ Letters name places and types, never row data.
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,7 +54,7 @@ class Letter:
 
     `version` and `committed_at` are those of the change that failed. `waiting` is what a retry brings besides: 1 where
     the entity changed since, for its newest state; the later turns of a turn. A letter of a turn has the `column`
-    that changed. `place` is the step's file and line, where it has one.
+    that changed. `place` is the step's file and line, where it has one. Of a shared app, `member` holds it.
     """
 
     key: Key
@@ -68,6 +68,7 @@ class Letter:
     failed_at: datetime | None = None
     waiting: int = 0
     holds_key: bool = False
+    member: str | None = None
 
 
 class Letters:
@@ -164,22 +165,34 @@ class Letters:
             self.sweep()
 
 
-def read_letters(connection: sqlite3.Connection, *, limit: int | None = None, key: Key | None = None) -> list[Letter]:
+def read_letters(
+    connection: sqlite3.Connection,
+    *,
+    limit: int | None = None,
+    key: Key | None = None,
+    except_shares: Collection[int] = (),
+) -> list[Letter]:
     """Dead letters of entities and of turns, the oldest failed change first; those of one key if it is given."""
     rows = connection.execute(
         """
         select e._key, l.position, l.ordinal, l.committed_at, l.failed_at, l.place, l.waiting, e.holds,
           e.step, e.error, e.attempts, null
         from entity e join letter l on l._key = e._key
-        where e.standing = 3 and (:key is null or cast(e._key as text) = :key)
+        where e.standing = 3 and (:key is null or cast(e._key as text) = :key) and not exists (
+          select 1 from touched o where o._key = e._key and o.share in (select value from json_each(:except_shares)))
         union all
         select t.entity, t.position, t.ordinal, t.committed_at, t.failed_at, t.place,
           (select count(*) from turn b where b.step = t.step and b.entity = t.entity and b.id > t.id and not b.is_dead),
           not t.is_passed, t.step, t.error, t.attempts, t.column
         from turn t where t.is_dead and (:key is null or cast(t.entity as text) = :key)
+          and ifnull(t.share, -1) not in (select value from json_each(:except_shares))
         order by 2, 3 limit :limit
         """,
-        {"key": None if key is None else str(key), "limit": -1 if limit is None else limit},
+        {
+            "key": None if key is None else str(key),
+            "limit": -1 if limit is None else limit,
+            "except_shares": json.dumps(list(except_shares)),
+        },
     )
     return [_letter(*row) for row in rows]
 
@@ -192,13 +205,15 @@ class LetterRows:
     turns: Sequence[Mapping[str, Any]]
 
 
-def letters_of(file: Path, *, limit: int | None = None, key: Key | None = None) -> list[Letter]:
+def letters_of(
+    file: Path, *, limit: int | None = None, key: Key | None = None, except_shares: Collection[int] = ()
+) -> list[Letter]:
     """`read_letters` for another process than the runner's; none where the app never ran."""
     if not file.exists():
         return []
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
         try:
-            return read_letters(connection, limit=limit, key=key)
+            return read_letters(connection, limit=limit, key=key, except_shares=except_shares)
         except sqlite3.OperationalError:
             # The runner is creating the file at this moment, or made it in an earlier format.
             return []

@@ -132,6 +132,12 @@ class StepMetrics:
         self.breaker_state.set(state)
 
 
+def documents_of(app: str) -> float:
+    """Documents of an app that this process made durable."""
+    samples = (sample for metric in DOCUMENTS.labels(app).collect() for sample in metric.samples)
+    return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+
+
 def count_step(
     app: str,
     step: str,

@@ -15,12 +15,13 @@ from operator import not_
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from deltaworks import faults
 from deltaworks.process import metrics
 from deltaworks.process.app import App
-from deltaworks.process.arrow import compute, table_of, table_of_documents
+from deltaworks.process.arrow import Computed, compute, table_of, table_of_documents
 from deltaworks.process.backoff import Backoff
 from deltaworks.process.balance import LOST, Balance
 from deltaworks.process.changed import Kept, reusable
@@ -29,15 +30,18 @@ from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, MAKING, EnrichStep, ProjectStep, Step, TableStep
 from deltaworks.process.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
+from deltaworks.process.fitting import checker
 from deltaworks.process.fold import Fold, Key
 from deltaworks.process.letters import DeadLetter
 from deltaworks.process.lineage import SAMPLES
-from deltaworks.process.shape import checker, is_record, to_mapping
+from deltaworks.process.places import Integers
+from deltaworks.process.shape import is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
 from deltaworks.process.source import Table
-from deltaworks.process.state import Loaded, Setback, Waiting
+from deltaworks.process.state import Loaded
 from deltaworks.process.step import STEP_ERRORS, StepFault, call, fault_of
 from deltaworks.process.stuck import Stuck
+from deltaworks.process.waiting import Setback, Waiting
 
 _FAILED = object()
 """Stands for the answer of a step that raised."""
@@ -203,11 +207,12 @@ class Pipeline:
         for enricher in self.enrichers.values():
             enricher.drop_all()
 
-    def run_table(self, rows: pa.Table) -> tuple[Outcome, pa.Table]:
+    def run_table(self, rows: pa.Table) -> tuple[Outcome, Computed]:
         """Take a table of entities through the steps of an app that has no others than those over tables.
 
-        The outcome has the setbacks; documents are the rows of the table, and keys in neither are filtered out.
+        The outcome has the setbacks; documents are the rows of what was computed, and keys in neither are filtered out.
         """
+        made_of: Integers | None = np.arange(rows.num_rows)
         run = _Run(attempts={}, loaded={}, clock=self._clock, places=self._places)
         for step in self._app.steps:
             before = rows.num_rows
@@ -219,13 +224,14 @@ class Pipeline:
                 computed = compute(step, rows, self._clients)
                 for key, fault in computed.faults.items():
                     run.set_back(key, fault)
+                made_of = None if made_of is None or computed.places is None else made_of[computed.places]
                 rows, setbacks = (
                     computed.rows,
                     run.outcome.setbacks[-len(computed.faults) or len(run.outcome.setbacks) :],
                 )
             filtered = before - rows.num_rows - len(setbacks)
             self._count(step, taken=before, out=rows.num_rows, filtered=filtered, setbacks=setbacks)
-        return run.outcome, rows
+        return run.outcome, Computed(rows=rows, places=made_of)
 
     async def _take(
         self, step: Step | EnrichStep | TableStep, entities: list[Entity[Any]], values: list[Any], run: "_Run"

@@ -1,13 +1,15 @@
 """Runs an app by the direct plan, range after range; see `direct`.
 
 read ──► reduce ──► begin ──► steps ──► write ──► flush ──► settle
-                    synced meanwhile:                       not synced: checkpoint, rows of keys set back
-                    how far the range goes
+   │                synced meanwhile:                       not synced: checkpoint, rows of keys set back
+   │                how far the range goes                  │
+   └──► the proof of what was taken, beside all this ───────┘
 """
 
 import asyncio
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -18,26 +20,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deltaworks import faults
-from deltaworks.change import DELETE, READ
+from deltaworks.change import DELETE, READ, ChangeBatch, op_letters
 from deltaworks.log.change_log import LogReader, StoredGroup
+from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App
+from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.columns import BatchSink
 from deltaworks.process.declared import KEY
 from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
 from deltaworks.process.entity import Entity
+from deltaworks.process.flags import Flags, flag_array
 from deltaworks.process.fold import Fold, Key, Row, moment
-from deltaworks.process.left import run_of_documents, runs_of_batch, runs_of_rows
+from deltaworks.process.left import run_of_documents, run_of_rows
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink
-from deltaworks.process.state import Checkpoint, Standing, State
+from deltaworks.process.state import State
+from deltaworks.process.waiting import Standing
 
 CHANGES_PER_RANGE = 32_768
 """What becomes Python objects at once: few enough for the caches of a processor."""
 CHANGES_PER_TABLE = 262_144
 """What stays in columns at once."""
-_LAGS_PER_RANGE = 200
+_LAGS_PER_RANGE = 50
 """A sample: to observe one takes longer than to process a change."""
 
 Flush = Callable[[Lsn], Sequence[tuple[str, Sequence[Refusal]]]]
@@ -53,10 +59,12 @@ class Ranged:
     entity_count: int = 0
     appended_at: Sequence[float] = ()
     committed_at: Sequence[float] = ()
-    gone: pa.Array = field(default_factory=lambda: pa.nulls(0))
-    """Keys of rows that are not there any more, as they came in columns."""
+    judged: pa.Table | None = None
+    """Of an app that takes tables: the rows that its steps did not fail on."""
+    is_made: Flags = field(default_factory=lambda: np.empty(0, bool))
+    """Which of them became documents."""
     gone_keys: frozenset[Key] = frozenset()
-    """The same of rows that were put together one by one."""
+    """Keys of rows that are not there any more: of documents that are objects."""
 
 
 @contextmanager
@@ -100,6 +108,11 @@ class Ranges:
         self._reducer = Reducer(app)
         self._is_vectorised = is_vectorised(app)
         self._has_rows = state.rows.has_any(app.entity)
+        self._proving = ThreadPoolExecutor(1, thread_name_prefix="proof")
+
+    def close(self) -> None:
+        """Let go of the thread; a second call does nothing."""
+        self._proving.shutdown()
 
     def run(self, checkpoint: Checkpoint, *, up_to_sequence: int) -> Ranged | None:
         """Take the next range through; `None` where there is none.
@@ -119,9 +132,10 @@ class Ranges:
         if not batches:
             # A checkpoint without rows may be lost: the same groups would come to nothing again.
             with self._state.settling():
-                self._state.ledger.take([], after=checkpoint.sequence, up_to=last.sequence)
+                self._state.ledger.take(Taken(after=checkpoint.sequence, up_to=last.sequence))
                 self._state.save_checkpoint(done)
             return Ranged(checkpoint=done, outcome=Outcome(), change_count=change_count)
+        taken = self._taken(batches, after=checkpoint.sequence, up_to=last.sequence)
         standing = self._state.standing_keys()
         held = self._state.waiting_keys() if standing else set()
         reduced = self._reducer.reduce(groups, batches, stored=self._stored, apart=held)
@@ -131,11 +145,9 @@ class Ranges:
             faults.reach("process.before_fold_commit")
         self._state.sync.begin()
         faults.reach("process.after_fold")
-        if self._is_vectorised:
-            ranged = self._table_range(reduced, held)
-        else:
-            with _no_collection():
-                ranged = self._row_range(reduced, held)
+        take = self._table_range if self._is_vectorised else self._row_range
+        with _no_collection():
+            ranged = take(reduced, held)
         ranged.checkpoint, ranged.change_count = done, change_count
         if not ranged.outcome.is_empty:
             for name, refused in self._flush(last.position):
@@ -145,11 +157,17 @@ class Ranges:
             self._keep(reduced, ranged.outcome, held)
             self._state.settle(self._settled(reduced, ranged.outcome, standing, held), ranged.outcome.setbacks)
             self._state.ledger.leave_runs(_left(ranged, reduced))
-            self._state.ledger.take(batches, after=checkpoint.sequence, up_to=last.sequence)
+            self._state.ledger.take(taken())
             self._state.save_checkpoint(ranged.checkpoint)
             faults.reach("process.before_settle_commit")
         faults.reach("process.after_checkpoint")
         return ranged
+
+    def _taken(self, batches: Sequence[ChangeBatch], *, after: int, up_to: int) -> Callable[[], Taken]:
+        """The proof of a range; a large one is made beside its steps, if those leave Python's lock to others too."""
+        if not self._is_vectorised or sum(len(batch) for batch in batches) < CHANGES_PER_RANGE:
+            return lambda: Taken.of(batches, after=after, up_to=up_to)
+        return self._proving.submit(Taken.of, batches, after=after, up_to=up_to).result
 
     def _read(self, checkpoint: Checkpoint, up_to_sequence: int) -> list[StoredGroup]:
         begun = self._state.plan.reading_to()
@@ -174,16 +192,19 @@ class Ranges:
 
     def _table_range(self, reduced: Reduced, held: set[Key]) -> Ranged:
         rows = reduced.rows
-        is_gone = pc.equal(rows.column("_op"), DELETE)
-        live = rows.filter(pc.invert(is_gone)) if pc.any(is_gone).as_py() else rows
-        outcome, made = self._pipeline.run_table(self._reducer.table(live))
+        is_live = op_letters(rows.column("_op")) != ord(DELETE)
+        live = rows if is_live.all() else rows.filter(flag_array(is_live))
+        outcome, computed = self._pipeline.run_table(self._reducer.table(live))
         if len(self._pipeline.samples) < SAMPLES:
             self._pipeline.sample(self._reducer.entities(live.slice(0, SAMPLES))[0], outcome)
-        judged = rows
+        judged, places = rows, computed.places
+        if places is not None and live is not rows:
+            places = np.flatnonzero(is_live)[places]
         if outcome.setbacks:
             failed = pa.array([setback.key for setback in outcome.setbacks], rows.column(KEY).type)
             judged = rows.filter(pc.invert(pc.is_in(rows.column(KEY), failed)))
-        batch = document_batch(judged, made)
+            places = None
+        batch, is_made = document_batch(judged, computed.rows, places)
         handed = faults.hand_over("process.write_batch", batch)
         self._state.sync.wait()
         one_by_one: list[Document] | None = None
@@ -196,13 +217,15 @@ class Ranges:
                 sink.write(one_by_one)
             faults.reach("process.after_write")
         folded, folded_gone = self._folded(reduced.folded, held)
-        rest = self._loop.run(self._pipeline.run_entities(folded, gone=folded_gone))
-        self._write(rest)
+        rest = Outcome()
+        if folded or folded_gone:
+            rest = self._loop.run(self._pipeline.run_entities(folded, gone=folded_gone))
+            self._write(rest)
         outcome.setbacks += rest.setbacks
         outcome.filtered += batch.gone.num_rows - (rows.num_rows - live.num_rows) + rest.filtered
         outcome.documents, outcome.batch = rest.documents, batch
         ranged = self._ranged(reduced, outcome, entity_count=rows.num_rows + len(folded) + len(folded_gone))
-        ranged.gone = rows.column(KEY).filter(is_gone).combine_chunks()
+        ranged.judged, ranged.is_made = judged, is_made
         ranged.gone_keys = frozenset(each.key for each in folded_gone)
         return ranged
 
@@ -259,9 +282,9 @@ class Ranges:
         return self._state.rows.stored(self._app.entity, keys) if self._has_rows else {}
 
     def _ranged(self, reduced: Reduced, outcome: Outcome, *, entity_count: int) -> Ranged:
-        streamed = np.flatnonzero(pc.not_equal(reduced.rows.column("_op"), READ).to_numpy())
-        some = streamed[:: max(1, len(streamed) // _LAGS_PER_RANGE)]
-        committed_at = reduced.rows.column("_committed_at").cast(pa.int64()).to_numpy()[some]
+        streamed = np.flatnonzero(op_letters(reduced.rows.column("_op")) != ord(READ))
+        some = streamed[:: -(-len(streamed) // _LAGS_PER_RANGE) or 1]
+        committed_at = reduced.rows.column("_committed_at").take(pa.array(some)).cast(pa.int64()).to_numpy()
         return Ranged(
             checkpoint=Checkpoint(),
             outcome=outcome,
@@ -276,13 +299,23 @@ def _left(ranged: Ranged, reduced: Reduced) -> list[pa.Table]:
     """What every sink has of a range, for the ledger."""
     outcome, documents = ranged.outcome, ranged.outcome.documents
     runs: list[pa.Table] = []
-    if outcome.batch is not None:
-        refused = {setback.key for setback in outcome.setbacks} if outcome.refused_in_batch else frozenset()
-        runs = runs_of_batch(outcome.batch, gone=ranged.gone, refused=refused)
-    elif not outcome.routes:
-        set_back = {setback.key for setback in outcome.setbacks}
-        runs = runs_of_rows(reduced.rows, documents, gone=ranged.gone_keys, set_back=set_back)
+    if ranged.judged is not None or not outcome.routes:
+        rows, is_made = ranged.judged, ranged.is_made
+        if rows is None:
+            rows = reduced.rows
+            is_made = ~_are_among(rows, [each.key for each in documents if each.body is None])
+        if outcome.setbacks:
+            is_left = ~_are_among(rows, [setback.key for setback in outcome.setbacks])
+            rows, is_made = rows.filter(flag_array(is_left)), is_made[is_left]
+        runs.append(run_of_rows(rows, is_made=is_made, is_gone=op_letters(rows.column("_op")) == ord(DELETE)))
         documents = [each for each in documents if each.key in reduced.folded.puts] if reduced.folded.puts else []
     if documents:
         runs.append(run_of_documents(documents, outcome.routes, gone=ranged.gone_keys))
     return runs
+
+
+def _are_among(rows: pa.Table, some: Sequence[Key]) -> Flags:
+    if not some:
+        return np.zeros(rows.num_rows, bool)
+    keys = rows.column(KEY)
+    return np.asarray(pc.is_in(keys, pa.array(some, keys.type)).to_numpy(), bool)

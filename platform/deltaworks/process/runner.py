@@ -26,33 +26,34 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import structlog
 
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError, TerminalError
-from deltaworks.log.change_log import LogReader
-from deltaworks.log.membership import Membership
+from deltaworks.log.change_log import LogEnd, LogReader
+from deltaworks.log.membership import Membership, member_name
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.tables import latest_schemas
-from deltaworks.process import lineage, metrics
+from deltaworks.process import metrics
 from deltaworks.process.answering import Answering
 from deltaworks.process.app import App
 from deltaworks.process.backoff import Backoff
 from deltaworks.process.burying import Burying
+from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.counting import Counting
 from deltaworks.process.direct import RowsNeededError, is_direct
 from deltaworks.process.entities import ENTITIES_PER_CYCLE, Entities
 from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter
-from deltaworks.process.lineage import LINEAGE_FILE, SAMPLES, observe_in_loop
+from deltaworks.process.lineage import LINEAGE_FILE
+from deltaworks.process.observing import Observing
 from deltaworks.process.pausing import LOOK_EVERY_S, Pause
 from deltaworks.process.pipeline import Pipeline
-from deltaworks.process.place import take_folder
+from deltaworks.process.place import take_folder, write_member
 from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
@@ -60,10 +61,11 @@ from deltaworks.process.schemas import Schemas
 from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Sink, SinkAwayError
 from deltaworks.process.sinking import Sinking, open_sinks
-from deltaworks.process.state import Checkpoint, Standing, State
+from deltaworks.process.state import State
 from deltaworks.process.telling import Telling
 from deltaworks.process.tuning import TUNING_FILE, Tuning
-from deltaworks.process.watchdog import Watchdog
+from deltaworks.process.waiting import Standing
+from deltaworks.process.watchdog import Watchdog, watched
 from deltaworks.schema import TableName, TableSchema
 
 STATE_FILE = "state.sqlite"
@@ -77,20 +79,6 @@ OnProgress = Callable[[int, int], None]
 """Called with the work done and the work known so far: changes to fold plus entities to process."""
 
 logger = structlog.get_logger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _watched(run: Callable[Concatenate["Runner", P], R]) -> Callable[Concatenate["Runner", P], R]:
-    """Let the watchdog look at the steps while this method runs."""
-
-    @wraps(run)
-    def watched(runner: "Runner", /, *arguments: P.args, **options: P.kwargs) -> R:
-        with runner._watchdog.watching():
-            return run(runner, *arguments, **options)
-
-    return watched
 
 
 class Runner:
@@ -108,7 +96,7 @@ class Runner:
         pipeline: Pipeline,
         clients: dict[str, Any],
         loop: asyncio.Runner,
-        lineage_file: Path,
+        folder: Path,
         requests: Requests,
         pause: Pause,
         resources: ExitStack,
@@ -116,16 +104,16 @@ class Runner:
         sharing: Sharing | None = None,
     ) -> None:
         """Use `open`."""
-        self._app = app
+        self.folder = folder
+        """Where its state is: the app's folder, or that of one of its members."""
         self._name = name
         self._log = log
         self._state = state
         self._pipeline = pipeline
-        self._clients = clients
-        self._loop = loop
         self._resources = resources
         self._counting = Counting(name, state=state)
         self._sinking = Sinking(app, sinks, reached=state.checkpoint().reached)
+        self._observing = Observing(app, pipeline=pipeline, clients=clients, loop=loop, file=folder / LINEAGE_FILE)
         known = Schemas(app, latest=schemas)
         self._entities = Entities(
             app,
@@ -138,7 +126,7 @@ class Runner:
             schemas=known,
             counting=self._counting,
             sharing=sharing,
-            on_settled=self._observe_lineage_once,
+            on_settled=self._observing.when_sampled,
         )
         self._telling = Telling(
             app=app,
@@ -161,12 +149,9 @@ class Runner:
         )
         self._pause = pause
         self._sharing = sharing
-        self._watchdog = Watchdog(name, [*app.steps, *app.reactions], end_after_s=step_limit_s)
-        self._burying = Burying(name, folder=lineage_file.parent, state=state, pipeline=pipeline, telling=self._telling)
-        self._tuning = Tuning(lineage_file.with_name(TUNING_FILE), pipeline.enrichers, app=name)
-        self._lineage_file = lineage_file
-        self._is_observed = False
-        self._fold_to = state.plan.fold_to()
+        self.watchdog = Watchdog(name, [*app.steps, *app.reactions], end_after_s=step_limit_s)
+        self._burying = Burying(name, folder=folder, state=state, pipeline=pipeline, telling=self._telling)
+        self._tuning = Tuning(folder / TUNING_FILE, pipeline.enrichers, app=name)
         self._ranges: Ranges | None = None
         if is_direct(app) and sharing is None and not state.plan.keeps_rows():
             self._ranges = Ranges(
@@ -229,6 +214,7 @@ class Runner:
                 member = membership or log_of(config, app.source).join(name, shares=shares)
                 sharing = Sharing(app, name=name, shares=shares, membership=member, state=state, log=reader)
                 resources.callback(sharing.close)
+                write_member(folder, member_name())
             runner = cls(
                 app=app,
                 name=name,
@@ -239,7 +225,7 @@ class Runner:
                 pipeline=Pipeline(app, name=name, clients=clients),
                 clients=clients,
                 loop=loop,
-                lineage_file=folder / LINEAGE_FILE,
+                folder=folder,
                 requests=Requests.of(folder),
                 pause=Pause(config.app_folder(name)),
                 resources=ExitStack(),
@@ -248,13 +234,10 @@ class Runner:
             )
             # What is under way ends before the sinks close.
             resources.callback(runner._entities.close)
+            if runner._ranges is not None:
+                resources.callback(runner._ranges.close)
             runner._resources = resources.pop_all()
         return runner
-
-    @property
-    def folder(self) -> Path:
-        """Where its state is: the app's folder, or that of one of its members."""
-        return self._lineage_file.parent
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -271,15 +254,15 @@ class Runner:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             # After an error no step runs again: it may be what failed, and the error is what matters.
-            if kind is None and self._pipeline.samples and not self._is_observed:
-                with self._watchdog.watching():
-                    self._observe_lineage()
+            if kind is None and self._observing.is_owed:
+                with self.watchdog.watching():
+                    self._observing.run()
         finally:
             self.close()
 
     # Running
 
-    @_watched
+    @watched
     def drain(self, *, patience_s: float = 10.0, on_progress: OnProgress | None = None) -> ProcessReport:
         """Process everything that is in the log now.
 
@@ -293,7 +276,7 @@ class Runner:
         """
         self._pause.check(self._name)
         self._counting.tally = Tally()
-        end = self._log.end()
+        end = self._end()
         self._state.hasten()
         deadline = time.monotonic() + patience_s
         attempt = 0
@@ -330,7 +313,7 @@ class Runner:
         self._flush_position()
         return self.report()
 
-    @_watched
+    @watched
     def follow(self, stop: threading.Event, *, on_progress: OnProgress | None = None) -> ProcessReport:
         """Process the log as it grows until `stop` is set; what has been read by then is finished first.
 
@@ -349,7 +332,7 @@ class Runner:
                     self._take_part()
                     continue
                 self._entities.wait_for_turn()
-                worked = self._cycle(up_to_sequence=self._log.end().sequence, on_progress=on_progress)
+                worked = self._cycle(up_to_sequence=self._end().sequence, on_progress=on_progress)
                 attempt = 0
                 metrics.WAITS.labels(self._name).set(0)
                 if not worked:
@@ -382,25 +365,14 @@ class Runner:
 
         The change it is stuck on is kept, and is a dead letter in the next life.
         """
-        self._watchdog.give_up = self._burying.end_process
+        self.watchdog.give_up = self._burying.end_process
 
     def skip(self, sequence: int) -> None:
         """Take what the log has up to this group as known: rows are folded, but only what later groups touch leaves.
 
         For a new state. An app that keeps no rows begins to read there.
         """
-        if self._ranges is not None:
-            header = next(header for header in self._log.headers_backwards() if header.sequence == sequence)
-            self._entities.checkpoint = Checkpoint(
-                sequence=sequence, offset=header.next_offset, position=header.position
-            )
-            with self._state.folding():
-                self._state.save_checkpoint(self._entities.checkpoint)
-            return
-        while self.checkpoint.sequence < sequence:
-            self._entities.fold(sequence)
-        with self._state.folding():
-            self._state.settle_all()
+        self._entities.skip(sequence, keeps_rows=self._ranges is None)
 
     # Entities that wait
 
@@ -431,23 +403,7 @@ class Runner:
             logger.warning("dead letters dropped", app=self._name, count=count)
         return count
 
-    def reprocess(self, keys: Sequence[Key] | None = None) -> int:
-        """Let entities be processed again though nothing changed, all of them or those of `keys`; how many.
-
-        For a changed step or service: the next `drain` or `follow` makes their documents anew. Answers in caches and
-        those kept by `when=changed(…)` are forgotten.
-        """
-        if self._ranges is not None:
-            # Only rows can be processed again; folding them makes all of them due.
-            self._keep_rows("entities are to be processed again")
-            while self._entities.fold(self._log.end().sequence):
-                pass
-            return self._state.counts()[Standing.DIRTY]
-        with self._state.settling():
-            self._pipeline.drop_all()
-            return self._make_dirty(keys)
-
-    def _make_dirty(self, keys: Sequence[Key] | None) -> int:
+    def _make_dirty(self, keys: Sequence[Key]) -> int:
         self._state.answers.forget(keys)
         count = self._state.retry(among=list(Standing), keys=keys)
         if self._sharing is not None:
@@ -456,13 +412,18 @@ class Runner:
 
     # One cycle
 
+    def _end(self) -> LogEnd:
+        end = self._log.end()
+        self.checkpoint.check_is_in(end, app=self._name)
+        return end
+
     def _cycle(self, *, up_to_sequence: int, on_progress: OnProgress | None) -> bool:
         self._tuning.refresh()
         self._take_part()
         if self._ranges is not None and self._answering.needs_rows():
             self._keep_rows("entities are to be processed again")
         folded = self._run_range(self._ranges, up_to_sequence) if self._ranges else self._entities.fold(up_to_sequence)
-        if self.checkpoint.sequence < self._fold_to:
+        if self.checkpoint.sequence < self._entities.fold_to:
             # Documents of what is still to be folded have left, so none may be made of what is there now.
             return folded
         if self._answering.is_due():
@@ -504,26 +465,16 @@ class Runner:
         self._counting.changes(ranged.change_count)
         self._counting.outcome(ranged.outcome, ranged.entity_count)
         self._counting.lags(ranged.committed_at, ranged.appended_at)
-        self._observe_lineage_once()
+        self._observing.when_sampled()
         return True
 
     def _keep_rows(self, reason: str) -> None:
         """Go over to the plan that keeps every row, from the start of the log."""
         logger.warning("app keeps rows from now on", app=self._name, reason=reason)
-        self._fold_to = max(self.checkpoint.sequence, self._state.plan.reading_to())
-        self._state.keep_rows(fold_to=self._fold_to)
+        self._entities.fold_to = max(self.checkpoint.sequence, self._state.plan.reading_to())
+        self._state.keep_rows(fold_to=self._entities.fold_to)
         self._ranges = None
         self._entities.checkpoint = self._state.checkpoint()
-
-    def _observe_lineage_once(self) -> None:
-        if not self._is_observed and len(self._pipeline.samples) == SAMPLES:
-            self._observe_lineage()
-
-    def _observe_lineage(self) -> None:
-        """Try out on a few entities which columns their documents are made of, for whoever asks."""
-        self._is_observed = True
-        seen = observe_in_loop(self._app, tuple(self._pipeline.samples), clients=self._clients)
-        lineage.save(self._loop.run(seen), self._lineage_file)
 
     def _flush_position(self, *, every_s: float = 0.0) -> None:
         """Tell the sinks of a position that came with nothing to write; not while they flush."""

@@ -26,19 +26,18 @@ import json
 import math
 import types
 import typing
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, Literal, Union
 
 import pyarrow as pa
 
 from deltaworks.errors import TerminalError
-
-_SHAPES = 1_000
-"""Of so many combinations of types a record checker remembers that they are right."""
 
 Decode = Callable[[Any], Any]
 """From what the state keeps to the declared type; never called with None."""
@@ -89,7 +88,7 @@ def fields_of(declared: type) -> tuple[Field, ...]:
     """
     if not is_record(declared):
         raise ShapeError(f"cannot read columns from {declared!r}; declare a TypedDict or a dataclass")
-    fields = tuple(_field(name, hint) for name, hint in typing.get_type_hints(declared).items())
+    fields = tuple(field_of(name, hint) for name, hint in typing.get_type_hints(declared).items())
     for field in fields:
         arrow_type(field.type, where=f"{declared.__name__}.{field.name}")
     return fields
@@ -112,9 +111,35 @@ def builder(declared: type) -> Callable[..., Any]:
 
 def records(declared: Any, columns: Sequence[Sequence[Any]]) -> Iterable[Any]:  # Any: a TypedDict is no type
     """Records of the declared type out of its columns, in the order of its fields."""
-    if not typing.is_typeddict(declared):
+    if typing.is_typeddict(declared):
+        return _dicts(tuple(typing.get_type_hints(declared)))(zip(*columns, strict=True))
+    if (setters := _setters(declared)) is None:
         return map(builder(declared), *columns)
-    return _dicts(tuple(typing.get_type_hints(declared)))(zip(*columns, strict=True))
+    # A frozen dataclass sets its fields by name, one by one; by its slots whole columns are set in half the time.
+    made = list(map(object.__new__, repeat(declared, len(columns[0]))))
+    for set_field, column in zip(setters, columns, strict=True):
+        deque(map(set_field, made, column), maxlen=0)
+    return made
+
+
+@lru_cache
+def _setters(declared: Any) -> Sequence[Callable[[Any, Any], None]] | None:
+    """What sets each field of a frozen dataclass with slots; `None` where making one does more than that."""
+    params = declared.__dataclass_params__
+    own = [declared.__dict__.get(item.name) for item in dataclasses.fields(declared)]
+    is_plain = (
+        params.frozen
+        and params.init
+        and own
+        and all(isinstance(each, types.MemberDescriptorType) for each in own)
+        and all(item.init for item in dataclasses.fields(declared))
+        and not hasattr(declared, "__post_init__")
+        and declared.__new__ is object.__new__
+        # One that its author wrote is kept by `dataclass`, and comes from a file.
+        and declared.__init__.__code__.co_filename == "<string>"
+        and len(own) == len(typing.get_type_hints(declared))
+    )
+    return [each.__set__ for each in own if each is not None] if is_plain else None
 
 
 @lru_cache
@@ -129,7 +154,7 @@ def _dicts(names: tuple[str, ...]) -> Callable[[Iterable[tuple[Any, ...]]], list
 
 def show(declared: Any) -> str:  # Any: any declared type may be shown
     """The type as its author wrote it, near enough for an error message."""
-    return declared.__name__ if isinstance(declared, type) and not _is_list(declared) else str(declared)
+    return declared.__name__ if isinstance(declared, type) and not is_list(declared) else str(declared)
 
 
 def arrow_type(declared: Any, *, where: str) -> pa.DataType:  # Any: any declared type may be asked
@@ -140,12 +165,12 @@ def arrow_type(declared: Any, *, where: str) -> pa.DataType:  # Any: any declare
     """
     if isinstance(declared, pa.DataType):
         return declared
-    inner = _field("", declared).type
+    inner = field_of("", declared).type
     if inner in _TO_ARROW:
         return _TO_ARROW[inner]
-    if _is_literal(inner):
+    if is_literal(inner):
         return arrow_type(type(typing.get_args(inner)[0]), where=where)
-    if _is_list(inner):
+    if is_list(inner):
         return pa.list_(arrow_type(typing.get_args(inner)[0], where=where))
     if is_record(inner):
         return pa.struct([pa.field(field.name, arrow_type(field.type, where=where)) for field in fields_of(inner)])
@@ -155,12 +180,12 @@ def arrow_type(declared: Any, *, where: str) -> pa.DataType:  # Any: any declare
 
 def reads(declared: Any, column: pa.DataType) -> bool:  # Any: any declared type may be asked
     """Whether a column of that Arrow type can be read as the declared type."""
-    inner = _field("", declared).type
-    if _is_literal(inner):
+    inner = field_of("", declared).type
+    if is_literal(inner):
         inner = type(typing.get_args(inner)[0])
     if inner in _IS_READ_FROM:
         return bool(_IS_READ_FROM[inner](column))
-    if _is_list(inner):
+    if is_list(inner):
         return (pa.types.is_list(column) or pa.types.is_large_list(column)) and reads(
             typing.get_args(inner)[0], column.value_type
         )
@@ -176,7 +201,7 @@ def reads(declared: Any, column: pa.DataType) -> bool:  # Any: any declared type
 
 def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the state's values are int, float, str, bytes
     """A column as the state keeps it: values that SQLite holds as they are, so that equal means unchanged."""
-    inner = _field("", declared).type
+    inner = field_of("", declared).type
     if inner is float and pa.types.is_decimal(column.type):
         # Arrow's own cast makes 6.800000000000001 of 6.8; Python reads the nearest float.
         return [None if text is None else float(text) for text in column.cast(pa.string()).to_pylist()]
@@ -187,7 +212,7 @@ def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the stat
         return list(column.cast(pa.string()).to_pylist())
     if inner is bytes:
         return [None if value is None else value.hex() for value in column.to_pylist()]
-    if _is_list(inner) or is_record(inner):
+    if is_list(inner) or is_record(inner):
         return [None if value is None else json.dumps(value, default=_plain) for value in column.to_pylist()]
     return list(column.to_pylist())
 
@@ -195,7 +220,7 @@ def plain_values(column: pa.Array, declared: Any) -> list[Any]:  # Any: the stat
 def given_values(column: pa.ChunkedArray, declared: Any, texts: Mapping[int, str] | None) -> list[Any]:
     """A column as steps see it, exactly as if it had been kept in the state; `texts` are what it could not hold."""
     array = column.combine_chunks()
-    inner = _field("", declared).type
+    inner = field_of("", declared).type
     decode = _decoder(declared)
     if decode is None or inner is bool or (inner is float and not pa.types.is_decimal(array.type)):
         values = list((array.cast(pa.float64()) if inner is float else array).to_pylist())
@@ -241,8 +266,8 @@ def _or_text(decode: Decode) -> Decode:
 
 
 def _decoder(declared: Any) -> Decode | None:
-    inner = _field("", declared).type
-    if _is_list(inner) or is_record(inner):
+    inner = field_of("", declared).type
+    if is_list(inner) or is_record(inner):
         item = _json_decoder(inner)
         return lambda text: item(json.loads(text))
     # A NaN is kept as text, because SQLite stores it as NULL.
@@ -257,112 +282,14 @@ def _decoder(declared: Any) -> Decode | None:
     return simple.get(inner)
 
 
-def checker(declared: Any, *, where: str = "") -> Callable[[Any], str | None]:
-    """What looks for the first place where a value is not of the declared type.
-
-    Numbers are strict, but an int may stand for a float. The answer names the place and the two
-    types, never the value.
-
-    >>> checker(list[int])([1, "2"])
-    '[1]: expected int, got str'
-    """
-    field = _field(where, declared)
-    inner = _inner_checker(field.type, where)
-    if not field.nullable:
-        return inner
-    return lambda value: None if value is None else inner(value)
-
-
-def _inner_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
-    if _is_literal(declared):
-        allowed = typing.get_args(declared)
-        return lambda value: None if value in allowed else f"{where}: expected one of {allowed!r}"
-    if _is_list(declared):
-        return _list_checker(declared, where)
-    if is_record(declared):
-        return _record_checker(declared, where)
-    if not isinstance(declared, type):
-        return lambda value: None  # noqa: ARG005 - `Any` and the like take whatever comes.
-    wanted = (float, int) if declared is float else declared
-
-    def fault(value: Any) -> str | None:
-        if type(value) is declared:
-            return None
-        # A bool is an int to Python, but not to a column; a datetime is a date likewise.
-        right = isinstance(value, wanted) and not (isinstance(value, bool) and declared is not bool)
-        if right and not (declared is date and isinstance(value, datetime)):
-            return None
-        return f"{where}: expected {show(declared)}, got {type(value).__name__}"
-
-    return fault
-
-
-def _list_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
-    item_fault = checker(typing.get_args(declared)[0])
-
-    def fault(value: Any) -> str | None:
-        if not isinstance(value, list | tuple):
-            return f"{where}: expected a list, got {type(value).__name__}"
-        for index, item in enumerate(value):
-            if (found := item_fault(item)) is not None:
-                return f"{where}[{index}]{found}"
-        return None
-
-    return fault
-
-
-def _record_checker(declared: Any, where: str) -> Callable[[Any], str | None]:
-    prefix = f"{where}." if where else "."
-    hints = typing.get_type_hints(declared)
-    checks = {name: checker(hint, where=prefix + name) for name, hint in hints.items()}
-    by_value = [(name, checks[name]) for name, hint in hints.items() if not _is_by_type(hint)]
-    is_dict = typing.is_typeddict(declared)
-    # A dict is told apart ten times as fast as a Mapping.
-    kind = dict if is_dict else declared
-    known: set[tuple[Any, ...]] = set()
-
-    def fault(value: Any) -> str | None:
-        if not isinstance(value, kind):
-            return f"{where}: expected {show(declared)}, got {type(value).__name__}"
-        given = value if is_dict else vars(value) if hasattr(value, "__dict__") else _slots(value, checks)
-        # Of most fields the type says everything, and records come in few shapes: one that was good is good again.
-        seen = (*given, *map(type, given.values()))
-        if seen in known:
-            return _first_fault(given, by_value)
-        if given.keys() != checks.keys():
-            missing, extra = sorted(checks.keys() - given.keys()), sorted(map(str, given.keys() - checks.keys()))
-            return f"{where or show(declared)}: missing {missing}, not declared {extra}"
-        found = _first_fault(given, checks.items())
-        if found is None and len(known) < _SHAPES:
-            known.add(seen)
-        return found
-
-    return fault
-
-
-def _first_fault(given: Mapping[str, Any], checks: Iterable[tuple[str, Callable[[Any], str | None]]]) -> str | None:
-    for name, check in checks:
-        if (found := check(given[name])) is not None:
-            return found
-    return None
-
-
-def _is_by_type(declared: Any) -> bool:
-    """Whether the type of a value alone says that it is of the declared type."""
-    return _field("", declared).type in _TO_ARROW
-
-
 def to_mapping(value: Any) -> Mapping[str, Any]:  # Any: a document may be a dict or a dataclass
     """A document as a mapping: a dataclass becomes a dict, with those inside it."""
     # A dict is told apart ten times as fast as a Mapping.
     return value if type(value) is dict or isinstance(value, Mapping) else dataclasses.asdict(value)
 
 
-def _slots(value: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names}
-
-
-def _field(name: str, hint: Any) -> Field:
+def field_of(name: str, hint: Any) -> Field:  # Any: any declared type may be asked
+    """The field of this name and declared type."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
         nullable = len(arms) < len(typing.get_args(hint))
@@ -370,11 +297,13 @@ def _field(name: str, hint: Any) -> Field:
     return Field(name=name, type=hint, nullable=False)
 
 
-def _is_list(declared: Any) -> bool:
+def is_list(declared: Any) -> bool:  # Any: any declared type may be asked
+    """Whether this is `list[T]`."""
     return typing.get_origin(declared) is list
 
 
-def _is_literal(declared: Any) -> bool:
+def is_literal(declared: Any) -> bool:  # Any: any declared type may be asked
+    """Whether this is a `Literal`."""
     return typing.get_origin(declared) is Literal
 
 
@@ -387,8 +316,8 @@ def _plain(value: Any) -> str:
 
 
 def _json_decoder(declared: Any) -> Decode:
-    field = _field("", declared)
-    if _is_list(field.type):
+    field = field_of("", declared)
+    if is_list(field.type):
         item = _json_decoder(typing.get_args(field.type)[0])
         return lambda values: None if values is None else [item(value) for value in values]
     if is_record(field.type):

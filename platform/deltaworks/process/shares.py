@@ -11,6 +11,7 @@ processed. `high` says which entities are to do when its share comes here, `low`
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from deltaworks.process.fold import Key
 from deltaworks.process.sink import key_text
@@ -32,6 +33,16 @@ def share_of(key: Key, *, shares: int) -> int:
     [7, 5, 6]
     """
     return zlib.crc32(key_text(key).encode()) % shares
+
+
+class Undone(NamedTuple):
+    """Of entities of a share that are not settled: a group at or before the newest change of each.
+
+    `waiting_since` is when the oldest of their changes was committed, in seconds since 1970; dead ones do not wait.
+    """
+
+    low: int
+    waiting_since: float | None
 
 
 class Shares:
@@ -99,9 +110,12 @@ class Shares:
             tuple(shares),
         )
 
-    def first_undone(self) -> dict[int, int]:
-        """Per share, a group at or before the newest change of every entity in it that is not settled."""
+    def undone(self) -> dict[int, Undone]:
+        """Of every share with entities that are not settled, what is to know of those."""
         rows = self._connection.execute(
-            "select share, min(low) from entity e join touched t using (_key) where e.standing <> 0 group by share"
+            """
+            select share, min(low), min(iif(e.standing in (1, 2), e.committed_at, null)) / 1e6
+            from entity e join touched t using (_key) where e.standing <> 0 group by share
+            """
         )
-        return dict(rows.fetchall())
+        return {share: Undone(low, waiting_since) for share, low, waiting_since in rows}

@@ -27,17 +27,20 @@ before it tells. Were it frozen in the call itself, its turn comes late: `Transi
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import structlog
 
 from deltaworks.errors import DeltaworksError, TerminalError
 from deltaworks.log.change_log import LogReader
-from deltaworks.log.membership import Membership
+from deltaworks.log.membership import Membership, member_name
 from deltaworks.process import metrics
 from deltaworks.process.app import App
 from deltaworks.process.fold import At, Key
+from deltaworks.process.member import MemberStanding
 from deltaworks.process.shares import share_of
 from deltaworks.process.state import State
+from deltaworks.process.waiting import Standing
 
 CONFIRM_EVERY_S = 1.0
 """How often it is said how far the shares are; what a death repeats at most."""
@@ -88,8 +91,10 @@ class Sharing:
         self._coming: dict[int, int] = {}
         self._fold_to: int | None = None
         self._done: dict[int, int] = {}
-        self._confirmed: dict[int, int] = {}
+        self._confirmed: tuple[dict[int, int], MemberStanding] | None = None
+        self._standing = MemberStanding(name=member_name())
         self._confirmed_at = float("-inf")
+        self._documents = metrics.documents_of(name)
         self._forgot_at = float("-inf")
         # Who has which share, and what was held or dead in it, is known to the group alone.
         with state.folding():
@@ -146,11 +151,14 @@ class Sharing:
         if not self._done or began_at - self._confirmed_at < every_s:
             return
         self._advance()
-        if every_s and self._done == self._confirmed and began_at - self._confirmed_at < self._membership.lease_s:
+        self._count_documents(began_at - self._confirmed_at)
+        saying = dict(self._done), self._standing
+        if every_s and saying == self._confirmed and began_at - self._confirmed_at < self._membership.lease_s:
             return
-        self._membership.confirm(self._done)
-        self._confirmed = dict(self._done)
+        self._membership.confirm(self._done, note=replace(self._standing, said_at=time.time()).to_note())
+        self._confirmed = saying
         self._confirmed_at = began_at
+        self._documents = metrics.documents_of(self._name)
 
     def keep_own(self) -> None:
         """Let go of entities that were made due and are others'; inside `settling`."""
@@ -163,6 +171,7 @@ class Sharing:
 
     def close(self) -> None:
         """Leave the group, after saying how far the shares are; a second call does nothing."""
+        self._standing = replace(self._standing, has_left=True)
         try:
             self.confirm()
         except DeltaworksError as error:
@@ -209,8 +218,27 @@ class Sharing:
             self._forgot_at = time.monotonic()
 
     def _advance(self) -> None:
-        folded = self._state.checkpoint().sequence
-        documents, turns = self._state.shares.first_undone(), self._state.turns.first_undone()
+        checkpoint = self._state.checkpoint()
+        documents, turns = self._state.shares.undone(), self._state.turns.first_undone()
+        beyond = checkpoint.sequence + 1
         for share, done in self._done.items():
-            undone = min(documents.get(share, folded + 1), turns.get(share, folded + 1))
-            self._done[share] = max(done, undone - 1)
+            first = documents[share].low if share in documents else beyond
+            self._done[share] = max(done, min(first, turns.get(share, beyond)) - 1)
+        waiting = [documents[share].waiting_since for share in self._done if share in documents]
+        counts = self._state.counts()
+        self._standing = replace(
+            self._standing,
+            sequence=checkpoint.sequence,
+            offset=checkpoint.offset,
+            reached=checkpoint.reached,
+            waiting_since=min((since for since in waiting if since is not None), default=None),
+            to_do=counts[Standing.DIRTY],
+            held=counts[Standing.HELD],
+            dead=counts[Standing.DEAD] + self._state.turns.dead_count(),
+        )
+
+    def _count_documents(self, seconds: float) -> None:
+        """Say at which rate documents left since the group heard of this member, or since long ago."""
+        count = metrics.documents_of(self._name)
+        rate = 0.0 if seconds == float("inf") else (count - self._documents) / max(seconds, CONFIRM_EVERY_S)
+        self._standing = replace(self._standing, documents_per_s=round(rate, 1))

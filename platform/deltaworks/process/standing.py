@@ -1,7 +1,8 @@
 """What an app's state says to other processes: how many keys wait, and how far the log is read. Reads, never writes."""
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deltaworks.position import START, Lsn
+from deltaworks.process.place import own_folder
 from deltaworks.process.runner import STATE_FILE
 
 
@@ -34,19 +36,28 @@ class Standings:
     waiting_since: float | None = None
 
 
-def read_standings(app_folder: Path) -> Standings:
-    """The state as of now; nothing where the app never ran."""
+def read_standings(app_folder: Path, *, except_shares: Collection[int] = ()) -> Standings:
+    """The state as of now, but for entities of some shares; nothing where the app never ran."""
     file = app_folder / STATE_FILE
     if not file.exists():
         return Standings()
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        chosen, in_shares, values = "", "", {"except_shares": json.dumps(list(except_shares))}
+        if except_shares:
+            in_shares = "in (select value from json_each(:except_shares))"
+            chosen = f"and _key not in (select _key from touched where share {in_shares})"
+            in_shares = f"and not ifnull(share, -1) {in_shares}"
         try:
             counts = dict(
-                connection.execute("select standing, count(*) from entity where standing <> 0 group by standing")
+                connection.execute(
+                    f"select standing, count(*) from entity where standing <> 0 {chosen} group by standing", values
+                )
             )
-            (dead_turns,) = connection.execute("select count(*) from turn where is_dead").fetchone()
+            (dead_turns,) = connection.execute(
+                f"select count(*) from turn where is_dead {in_shares}", values
+            ).fetchone()
             (waiting_since,) = connection.execute(
-                "select min(committed_at) / 1e6 from entity where standing in (1, 2)"
+                f"select min(committed_at) / 1e6 from entity where standing in (1, 2) {chosen}", values
             ).fetchone()
             row = connection.execute("select sequence, offset, reached from checkpoint").fetchone()
         except sqlite3.OperationalError:
@@ -75,15 +86,16 @@ def waiting_keys(app_folder: Path) -> list[Any]:  # Any: a key is what the app's
 
 
 class StandingCollector(Collector):
-    """Counts the keys of one app that wait, when a scrape asks."""
+    """Counts the keys of one app that wait, when a scrape asks; of a shared app, those of this process's member."""
 
-    def __init__(self, app: str, app_folder: Path) -> None:
+    def __init__(self, app: str, app_folder: Path, *, is_shared: bool = False) -> None:
         self._app = app
         self._folder = app_folder
+        self._is_shared = is_shared
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The counts as of now."""
-        found = read_standings(self._folder)
+        found = read_standings(own_folder(self._folder, is_shared=self._is_shared))
         family = GaugeMetricFamily(
             "deltaworks_process_keys",
             "Keys by where they stand: to_do, held (to be tried again), dead; dead_turns of steps under on_change.",

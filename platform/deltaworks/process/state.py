@@ -27,22 +27,19 @@ write an older one.
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from deltaworks.errors import RetryableError
-from deltaworks.log.change_log import CorruptLogError, StoredGroup
-from deltaworks.position import START, Lsn, Version
+from deltaworks.position import Lsn, Version
 from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
 from deltaworks.process.answers import Answers
 from deltaworks.process.app import App
 from deltaworks.process.asked import STATEMENTS as ASKED_TABLES
 from deltaworks.process.asked import Asked
 from deltaworks.process.changed import Kept
+from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.direct import is_direct
 from deltaworks.process.fold import At, Fold, Key, moment
 from deltaworks.process.ledger import Ledger
@@ -50,6 +47,7 @@ from deltaworks.process.letters import STATEMENT as LETTER_TABLE
 from deltaworks.process.letters import Letter, Letters, read_letters
 from deltaworks.process.plan import STATEMENT as PLAN_TABLE
 from deltaworks.process.plan import Plan
+from deltaworks.process.room import StateFullError, is_for_want_of_room, opening
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
@@ -60,70 +58,11 @@ from deltaworks.process.syncing import StateSync
 from deltaworks.process.turns import MAY_GO as TURN_MAY_GO
 from deltaworks.process.turns import STATEMENTS as TURN_TABLES
 from deltaworks.process.turns import Turns
+from deltaworks.process.waiting import Setback, Standing, Waiting
 from deltaworks.process.windows import STATEMENTS as WINDOW_TABLES
 from deltaworks.process.windows import Windows
 
 _FORMAT = 4
-
-
-class StateFullError(RetryableError):
-    """The disk of an app's state is full; nothing of the transaction is there, and the same one works later."""
-
-
-class Standing(IntEnum):
-    """Where an entity stands; kept in the state, so a restart goes on from it.
-
-    | from          | to    | when                                                                          |
-    |---------------|-------|-------------------------------------------------------------------------------|
-    | CLEAN, DIRTY  | DIRTY | a change touched it                                                           |
-    | DIRTY, HELD   | CLEAN | its document is durable in every sink                                         |
-    | DIRTY, HELD   | HELD  | a step failed in a way that may pass: again at `next_try`                     |
-    | DIRTY, HELD   | DEAD  | a step failed for good                                                        |
-    | DEAD          | DIRTY | a person retries it, its row is gone, or, if the letter holds no key, a change |
-    | DEAD          | CLEAN | a person drops the letter                                                     |
-    """
-
-    CLEAN = 0
-    DIRTY = 1
-    HELD = 2
-    DEAD = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """The last folded group of the log, the changes folded so far and the source's position there.
-
-    `reached` is the position that the sinks were last told of.
-    """
-
-    sequence: int = -1
-    offset: int = 0
-    position: Lsn = START
-    reached: Lsn = START
-
-    def check_leads_to(self, groups: Sequence[StoredGroup], *, app: str) -> None:
-        """Check that groups go on where this is.
-
-        Raises:
-            CorruptLogError: it is another log, or was restored to before this and has grown past it.
-        """
-        if self.sequence >= 0 and groups and not groups[0].header.may_follow(self.position):
-            found = groups[0].header.previous_position
-            raise CorruptLogError(
-                f"app {app!r} has read the log up to {str(self.position)!r}, and what comes next there follows "
-                f"{str(found)!r}: the log was made anew, or was restored to before that; remove what this app and its "
-                "sinks have made and start over"
-            )
-
-
-class Waiting(NamedTuple):
-    """An entity to process: its newest change, how often it has failed, and whether that change is a dump's read."""
-
-    key: Key
-    version: Version
-    committed_at: datetime
-    attempts: int
-    is_read: bool = False
 
 
 class Loaded(NamedTuple):
@@ -134,23 +73,6 @@ class Loaded(NamedTuple):
     kept: Mapping[str, Kept] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setback:
-    """A key that could not be processed: to be held until `next_try` (seconds since 1970) or, without it, dead.
-
-    `place` is the step's file and line. `holds_key`: whether later changes wait behind a dead one; as the app says when
-    left out.
-    """
-
-    key: Key
-    step: str
-    error: str
-    attempts: int
-    next_try: float | None
-    place: str | None = None
-    holds_key: bool | None = None
-
-
 class State:
     """The state of one app. One instance serves one thread at a time; the runner's lock keeps others out."""
 
@@ -159,6 +81,7 @@ class State:
         """Of what is committed and has to be on disk before anything leaves."""
         self._connection = connection
         self._app = app
+        self._folder = file.parent
         self.rows = Rows(connection, app)
         self.turns = Turns(connection, app, self.rows)
         self.letters = Letters(connection)
@@ -175,15 +98,22 @@ class State:
         """Open or create the state; one that was made for other tables, keys, columns or shares starts empty.
 
         An emptied state makes the app read the log from its start, so every column is there again.
+
+        Raises:
+            StateFullError: its disk has no room for it.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = full")
-        connection.execute("pragma cache_size = -65536")
-        state = cls(connection, app, file=file)
-        state._create(_fingerprint(app, shares))
-        state.ledger.create()
+        with ExitStack() as opened, opening(f"the state of app {app.name!r}", file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            opened.callback(connection.close)
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma cache_size = -65536")
+            state = cls(connection, app, file=file)
+            opened.callback(state.sync.close)
+            state._create(_fingerprint(app, shares))
+            state.ledger.create()
+            opened.pop_all()
         return state
 
     def close(self) -> None:
@@ -195,10 +125,7 @@ class State:
 
     def checkpoint(self) -> Checkpoint:
         """How far the log is folded."""
-        row = self._connection.execute("select sequence, offset, position, reached from checkpoint").fetchone()
-        if row is None:
-            return Checkpoint()
-        return Checkpoint(sequence=row[0], offset=row[1], position=Lsn(row[2]), reached=Lsn(row[3]))
+        return Checkpoint.stored_in(self._connection)
 
     @contextmanager
     def folding(self) -> Iterator[None]:
@@ -456,7 +383,7 @@ class State:
             # SQLite may have rolled back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if isinstance(error, sqlite3.OperationalError) and is_for_want_of_room(error, self._folder):
                 raise StateFullError(
                     f"cannot write the state of app {self._app.name!r}: no space left on its disk; free space below "
                     "home, then it goes on from where it is, nothing was lost"
@@ -504,26 +431,6 @@ _STATEMENTS = (
     *ASKED_TABLES,
     *SHARE_TABLES,
 )
-
-
-def read_checkpoint(file: Path) -> Checkpoint:
-    """The checkpoint of an app, for another process than its runner's; the first one where it has none yet."""
-    if not file.exists():
-        return Checkpoint()
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        try:
-            row = connection.execute("select sequence, offset, position, reached from checkpoint").fetchone()
-        except sqlite3.OperationalError:
-            # The runner is creating the file at this moment.
-            return Checkpoint()
-    if row is None:
-        return Checkpoint()
-    return Checkpoint(sequence=row[0], offset=row[1], position=Lsn(row[2]), reached=Lsn(row[3]))
-
-
-def read_reached(file: Path) -> Lsn:
-    """The position that the sinks of an app were told of, for another process than its runner's."""
-    return read_checkpoint(file).reached
 
 
 def _fingerprint(app: App, shares: int | None) -> str:

@@ -10,9 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from inspect import unwrap
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import structlog
 
@@ -32,6 +33,28 @@ GiveUp = Callable[[FrameType, Step, float], None]
 """Called in the watchdog's thread with a frame that could not be ended, its step, and for how long it has run."""
 
 logger = structlog.get_logger(__name__)
+
+
+class Watched(Protocol):
+    """Whatever has a watchdog."""
+
+    watchdog: "Watchdog"
+
+
+W = TypeVar("W", bound=Watched)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def watched(run: Callable[Concatenate[W, P], R]) -> Callable[Concatenate[W, P], R]:
+    """Let its watchdog look at the steps while a method runs."""
+
+    @wraps(run)
+    def watched(self: W, /, *arguments: P.args, **options: P.kwargs) -> R:
+        with self.watchdog.watching():
+            return run(self, *arguments, **options)
+
+    return watched
 
 
 class Watchdog:

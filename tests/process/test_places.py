@@ -1,13 +1,16 @@
-"""What is done faster for keys that ascend comes to the same as for any others."""
+"""What is done faster for integers, and for those that ascend, comes to the same as for any other keys."""
 
+import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaworks.process.ascending import ascending, last_of_each, places_of
+from deltaworks.process import places
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY
 from deltaworks.process.direct import document_batch
+from deltaworks.process.places import ascending, last_of_each, places_of
 
 INTEGERS = st.lists(st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)), max_size=12)
 SORTED = st.sets(st.integers(-9, 9), max_size=12).map(sorted)
@@ -36,9 +39,10 @@ def test_the_last_row_of_each_key_is_found_in_any_order(keys: list[int]) -> None
 @settings(deadline=None)
 @given(KEYS, KEYS)
 def test_places_are_those_of_the_same_keys(some: list[int], keys: list[int]) -> None:
-    places = places_of(array(some), array(keys))
-    can_be = some == sorted(set(some)) and keys == sorted(set(keys)) and set(some) <= set(keys)
-    assert (None if places is None else places.tolist()) == ([keys.index(key) for key in some] if can_be else None)
+    keys = list(dict.fromkeys(keys))
+    found = places_of(array(some), array(keys))
+    can_be = len(some) == len(set(some)) and set(some) <= set(keys)
+    assert (None if found is None else found.tolist()) == ([keys.index(key) for key in some] if can_be else None)
 
 
 @settings(deadline=None)
@@ -47,13 +51,37 @@ def test_a_batch_is_the_same_whatever_the_order_of_its_rows(keys: list[int], dat
     kept = [key for key in keys if data.draw(st.booleans())]
     shuffled = data.draw(st.permutations(keys))
 
-    def batch(order: list[int]) -> DocumentBatch:
+    def batch(order: list[int]) -> tuple[DocumentBatch, list[bool]]:
         meta = {name: pa.array(order, pa.int64()) for name in (KEY, "_commit", "_ordinal", "_committed_at")}
         made = [key for key in order if key in kept]
         bodies = {KEY: pa.array(made, pa.int64()), "title": pa.array(made, pa.int64())}
-        return document_batch(pa.table(meta), pa.table(bodies))
+        found, is_made = document_batch(pa.table(meta), pa.table(bodies))
+        return found, is_made.tolist()
 
-    for found in (batch(keys), batch(shuffled)):
+    for order in (keys, shuffled):
+        found, is_made = batch(order)
+        assert is_made == [key in kept for key in order]
         assert found.meta.column("_commit").to_pylist() == found.bodies.column("title").to_pylist()
         assert sorted(found.meta.column(KEY).to_pylist()) == kept
         assert sorted(found.gone.column(KEY).to_pylist()) == [key for key in keys if key not in kept]
+
+
+def test_keys_that_were_chosen_to_meet_are_told_apart_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who picks the keys may know how they are hashed; then they are found one by one."""
+    monkeypatch.setattr(places, "_slots_of", lambda keys, *_: np.zeros(len(keys), np.int64))
+    keys = [5, -3, 5, 2**62, 7, -3, *range(100, 200)]
+    assert last_of_each(pa.array(keys)).tolist() == [2, 3, 4, 5, *range(6, 106)]
+    known = pa.array([9, 5, 2**62, -3, *range(200, 300)])
+    assert places_of(pa.array([-3, 299, 9]), known).tolist() == [3, 103, 0]  # type: ignore[union-attr]
+    assert places_of(pa.array([-3, 4]), known) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=300), st.data())
+def test_many_keys_in_any_order(keys: list[int], data: st.DataObject) -> None:
+    last = {key: place for place, key in enumerate(keys)}
+    assert last_of_each(pa.array(keys)).tolist() == sorted(last.values())
+    known = list(last)
+    some = data.draw(st.lists(st.sampled_from(known), unique=True))
+    assert places_of(array(some), array(known)).tolist() == [known.index(key) for key in some]  # type: ignore[union-attr]
+    assert places_of(array([*some, 301]), array(known)) is None
