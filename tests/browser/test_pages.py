@@ -206,6 +206,13 @@ def test_an_operator_is_asked_before_anything_is_lost_and_answers_with_the_keybo
         browser.wait(lambda: "dead letter" not in browser.text())
         browser.wait(lambda: "running for" in browser.text())
 
+        # A question that came with the page, from before there was JavaScript, is one like any other.
+        browser.open(f"{url}/apps?ask=sure-anew-films")
+        browser.wait(lambda: "Make every document of films anew?" in browser.run(is_asked))
+        browser.wait(lambda: browser.run("return location.search") == "")
+        browser.press(ESCAPE)
+        browser.wait(lambda: browser.run(is_asked) == "")
+
         browser.press("a")
         browser.wait(lambda: "Make every document of films anew?" in browser.run(is_asked))
         browser.screenshot(tmp_path / "reprocess.png")

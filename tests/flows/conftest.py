@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from flows.chain import ROOT, Studio
+from flows.shared_orders import ORDER
+from flows.shared_shop import ORDERS, Shop
+from process.material import Feed, create
+from servers.kafka import KafkaCluster
 from servers.postgres import Database
 
 from deltaworks import config as configuration
+from deltaworks.log.registry import log_of
 from deltaworks.testing.postgres import free_port
 from studio import catalogue
 from studio.database import load
@@ -46,3 +51,23 @@ def studio(database: Database, films: Path, tmp_path: Path) -> Iterator[Studio]:
     made = Studio(database, path, configuration.load(path, environment={}), talent_port)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def shop(small_kafka: KafkaCluster, tmp_path: Path) -> Iterator[Shop]:
+    """Orders in the log, each of which is refused; no member runs yet."""
+    made = Shop(tmp_path, small_kafka.brokers)
+    made.refuse(*range(ORDERS))
+    with closing(log_of(made.config(), "shop").writer()) as writer:
+        made.feed = Feed(writer)
+        made.feed.commit(*(create(ORDER, order_id=order, status="open") for order in range(ORDERS)))
+        try:
+            yield made
+        except BaseException:
+            for output in tmp_path.glob("*.log"):
+                print(f"== {output.name}\n{output.read_text()[-3_000:]}")  # noqa: T201  # pytest shows it where it fails
+            raise
+        finally:
+            for member in made.members.values():
+                member.kill()
+                member.wait()

@@ -2,11 +2,14 @@
 
 import random
 import threading
+from collections.abc import Iterator
+from itertools import takewhile
 
 import pytest
 from flows.chain import Studio, streamed_identities, wait
 
 from deltaworks import operate
+from deltaworks.log.change_log import GroupHeader
 from deltaworks.log.local import LocalLogReader
 from deltaworks.store.search import SearchReader
 from studio.updates import apply_updates
@@ -42,6 +45,11 @@ def assert_index_is_as_the_database_says(studio: Studio) -> None:
     }
     assert found == expected
     assert reader.freshness().document_count == len(expected)
+
+
+def since(log: LocalLogReader, sequence: int) -> Iterator[GroupHeader]:
+    """The groups after that one, the newest first; a canary's may follow those with changes."""
+    return takewhile(lambda header: header.sequence > sequence, log.headers_backwards())
 
 
 @pytest.mark.parametrize("seed", [11, 23, 47])
@@ -85,13 +93,14 @@ def test_a_service_that_is_down_makes_films_wait_and_nothing_is_skipped(studio: 
     operate.process(studio.config, "movie_search")
     talent.kill()
     talent.wait()
+    log = LocalLogReader(studio.config.log_folder("studio"))
+    before = log.end().sequence
     process, capture = studio.deltaworks("process", "movie_search"), studio.deltaworks("capture", "studio")
     studio.database.execute(
         "update movie set title = title || ' Zyzzyva' where movie_id in (select movie_id from movie order by 1 limit 5)"
     )
     reader = SearchReader(studio.config.index_folder("movie_search"))
-    log = LocalLogReader(studio.config.log_folder("studio"))
-    wait(lambda: any(header.max_txid for header in [next(log.headers_backwards())]), what="the changes in the log")
+    wait(lambda: any(header.max_txid for header in since(log, before)), what="the changes in the log")
     assert not reader.search("zyzzyva", limit=10).hits
 
     studio.start_talent()

@@ -68,12 +68,16 @@ class Flow:
             folder=self.home,
             size_bytes=size_bytes,
             output=self.output,
-            environment={
-                "DELTAWORKS_CONFIG": str(self.folder / "deltaworks.yaml"),
-                "PYTHONPATH": str(ROOT / "tests"),
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
+            environment=self.environment,
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "DELTAWORKS_CONFIG": str(self.folder / "deltaworks.yaml"),
+            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     def metric(self, name: str) -> float | None:
         try:
@@ -145,6 +149,23 @@ def test_a_full_log_makes_the_source_wait_and_loses_nothing(flow: Flow) -> None:
         assert "the source waits" in flow.output.read_text()
 
 
+def said_on_small_disk(flow: Flow, script: str, *, size_bytes: int) -> str:
+    """Run a script to its good end with `home` on a small disk; what it said."""
+    with on_small_disk(
+        "-c",
+        script,
+        str(flow.home),
+        folder=flow.home,
+        size_bytes=size_bytes,
+        output=flow.output,
+        environment={"PYTHONPATH": str(ROOT / "tests"), "PYTHONDONTWRITEBYTECODE": "1"},
+    ) as disk:
+        ended = disk.process.wait(timeout=90)
+    said = flow.output.read_text()
+    assert ended == 0, said
+    return said
+
+
 SEALING = """
 import random, sys, threading
 from pathlib import Path
@@ -183,18 +204,7 @@ print("whole")
 
 
 def test_a_segment_that_has_no_room_to_be_sealed_stays_as_it_is(flow: Flow) -> None:
-    with on_small_disk(
-        "-c",
-        SEALING,
-        str(flow.home),
-        folder=flow.home,
-        size_bytes=16 * MB,
-        output=flow.output,
-        environment={"PYTHONPATH": str(ROOT / "tests"), "PYTHONDONTWRITEBYTECODE": "1"},
-    ) as disk:
-        ended = disk.process.wait(timeout=90)
-    said = flow.output.read_text()
-    assert ended == 0, said
+    said = said_on_small_disk(flow, SEALING, size_bytes=16 * MB)
     assert "full after" in said, said
     assert "not sealed: No space left on device" in said, said
     assert "whole" in said.splitlines(), said
@@ -227,6 +237,122 @@ def test_a_full_state_makes_an_app_wait_and_loses_nothing(flow: Flow) -> None:
         flow.wait(disk, lambda: flow.metric("deltaworks_process_waits") == 0, "the end of the alarm")
         assert "no space left on its disk" in flow.output.read_text()
     assert flow.database.rows("select count(*) from mart.balance join account using (account_id, name)") == [(3_000,)]
+
+
+OPENING = """
+import sys
+from contextlib import closing
+from pathlib import Path
+from flows.shared_app import balances
+from deltaworks.process.place import take_lock
+from deltaworks.process.room import StateFullError
+from deltaworks.process.checkpoint import Checkpoint
+from deltaworks.process.state import State
+from deltaworks.position import Lsn
+
+disk = Path(sys.argv[1])
+folder, ballast = disk / "app", disk / "ballast"
+told = set()
+
+def fill():
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+def tried(open_it):
+    try:
+        return open_it()
+    except StateFullError as error:
+        told.add(str(error))
+        return None
+
+def is_open(kept):
+    state = tried(lambda: State.open(folder / "state.sqlite", balances))
+    if state is None:
+        return False
+    with closing(state):
+        assert state.checkpoint() == kept, state.checkpoint()
+    return True
+
+def open_with_ever_more_room(kept):
+    fill()
+    tries = [is_open(kept)]
+    while not tries[-1]:
+        size = ballast.stat().st_size
+        with ballast.open("r+b") as file:
+            file.truncate(size - 4096)
+        tries.append(is_open(kept))
+    return len(tries)
+
+folder.mkdir()
+fill()
+assert tried(lambda: take_lock(folder, "balances")) is None
+print("told of the lock", *told)
+told.clear()
+assert open_with_ever_more_room(Checkpoint()) > 3
+print("told of the state", sorted(told)[0])
+ballast.unlink()
+there = Checkpoint(sequence=7, offset=70, position=Lsn(700), reached=Lsn(600))
+with closing(State.open(folder / "state.sqlite", balances)) as state, state.folding():
+    state.save_checkpoint(there)
+# What was made before is opened as it was, or not at all.
+open_with_ever_more_room(there)
+ballast.unlink()
+assert is_open(there)
+take_lock(folder, "balances")
+print("whole")
+"""
+
+
+def test_a_state_without_room_is_named_when_it_is_opened_and_is_whole_once_there_is(flow: Flow) -> None:
+    said = said_on_small_disk(flow, OPENING, size_bytes=4 * MB)
+    assert f"cannot open the lock of app 'balances', '{flow.home}/app/lock': no space left on its disk" in said, said
+    assert f"told of the state cannot open the state of app 'balances', '{flow.home}/app/state.sqlite'" in said, said
+    assert "free space below home" in said
+    assert "whole" in said.splitlines(), said
+
+
+FULL_AT_FIRST = """
+import os, sys
+with open(sys.argv[1] + "/ballast", "wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError:
+        pass
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_service_whose_disk_is_full_from_the_start_waits_for_room(flow: Flow) -> None:
+    path = flow.write_config(home=flow.folder / "home", log={"kind": "local"})
+    config = configuration.load(path, environment={})
+    operate.capture(config, "bank")
+    flow.home = config.app_folder("balances")
+    command = Path(sys.executable).with_name("deltaworks")
+    with on_small_disk(
+        "-c",
+        FULL_AT_FIRST,
+        str(flow.home),
+        *(sys.executable, str(command), "process", "balances"),
+        folder=flow.home,
+        size_bytes=64 * MB,
+        output=flow.output,
+        environment=flow.environment,
+    ) as disk:
+        flow.wait(disk, lambda: "no space left on its disk" in flow.output.read_text(), "word of the full disk")
+        (disk.seen / "ballast").unlink()
+
+        def is_there() -> bool:
+            try:
+                return flow.database.rows("select count(*) from mart.balance") == [(100,)]
+            except psycopg.errors.UndefinedTable:
+                return False
+
+        flow.wait(disk, is_there, "the documents")
 
 
 def seen_by_the_test(flow: Flow, disk: SmallDisk) -> Config:

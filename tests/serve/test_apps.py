@@ -1,5 +1,6 @@
 """The page of apps: what it shows of running, paused and absent services, and who may act on it."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ FILM = table_schema("film", "film_id", film_id=INT, title=TEXT)
 ROLE = table_schema("role", "role_id", role_id=INT, film_id=INT)
 DAYS = {"Alien": date(1979, 5, 25), "Gilda": date(1979, 6, 1)}
 HOSTILE = "<script>alert(1)</script>"
+REFRESH = '<noscript><meta http-equiv="refresh"'
+QUESTION = re.compile(r'name="ask" value="([^"]+)"')
 
 
 class Film(TypedDict):
@@ -204,6 +207,68 @@ def test_an_operator_makes_every_document_anew_once(bench: Bench, page: Page) ->
         wait_until(lambda: page.app()["requests"] == [])
 
     assert {body["title"] for body in bench.sink.bodies.values()} == {"New"}
+
+
+def test_a_question_stays_open_without_javascript_until_it_is_answered(bench: Bench, page: Page) -> None:
+    bench.commit(13, *range(20, 30))
+    operate.process(bench.config, "films")
+    first = page.ask("GET", "/apps").text
+    assert open_question(first) is None
+    assert REFRESH in first
+    anew, drop = QUESTION.findall(first)
+
+    for ask, title in ((anew, "Make every document of films anew?"), (drop, "Drop what failed for 13?")):
+        # What is asked is in the address, so a reload asks it again; nothing reloads while somebody reads it.
+        for _ in range(2):
+            asked = page.ask("GET", "/apps", params={"ask": ask}).text
+            assert title in (open_question(asked) or "")
+            assert REFRESH not in asked
+        assert "sure" not in (open_question(page.ask("GET", "/apps/list").text) or "")
+
+    # Its "no" is a way back to the page without it, and its answer leads there too.
+    assert '<form method="get" action="/apps#app-films"><button autofocus>Keep it</button></form>' in asked
+    answer = page.ask("POST", "/apps/films/drop?key=13")
+    assert answer.headers["location"] == "/apps#app-films"
+    operate.process(bench.config, "films")
+    # A question that is none any more is not asked, and the page is live again.
+    gone = page.ask("GET", "/apps", params={"ask": drop}).text
+    assert open_question(gone) is None
+    assert REFRESH in gone
+
+
+def test_a_question_about_a_letter_is_seen_among_many(bench: Bench, page: Page) -> None:
+    films = sys.modules["films_on_the_page"].films
+
+    @films.transform
+    def fails(film: Entity[Film]) -> dict[str, Any]:
+        raise ValueError
+
+    bench.commit(*range(40, 50))
+    operate.process(bench.config, "films")
+    listed = page.ask("GET", "/apps").text
+    assert '<details id="letters-films">' in listed
+    *_, last = QUESTION.findall(listed)
+    assert '<details id="letters-films" open>' in page.ask("GET", "/apps", params={"ask": last}).text
+
+
+@pytest.mark.parametrize("ask", [HOSTILE, "sure-anew-nobody", "app-films", '" autofocus onfocus="x'])
+def test_only_a_question_that_there_is_can_be_asked(bench: Bench, page: Page, ask: str) -> None:
+    bench.commit(1)
+    text = page.ask("GET", "/apps", params={"ask": ask}).text
+    assert open_question(text) is None
+    assert ask not in text.replace('id="app-films"', "").replace('"/apps#app-films"', "")
+    # Nor by one who may not act.
+    known = page.ask("GET", "/apps", {"sec-fetch-site": "same-origin"}, params={"ask": "sure-anew-films"}).text
+    stranger = Page(build(bench.config), client="203.0.113.9")
+    assert open_question(known) is not None
+    assert open_question(stranger.ask("GET", "/apps", params={"ask": "sure-anew-films"}).text) is None
+
+
+def open_question(text: str) -> str | None:
+    """The one that a page shows, as HTML."""
+    found = re.findall(r'<div class="sure open".*?</h3>', text, flags=re.DOTALL)
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def test_a_shared_app_is_not_reprocessed_here(bench: Bench) -> None:

@@ -15,12 +15,16 @@ Keys = Annotated[list[str] | None, typer.Argument(help="Keys of dead letters; al
 
 @dead.command(name="ls")
 def ls(app_name: AppName, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """List the dead letters of APP_NAME, the oldest failed change first: names and places, no row data."""
+    """List the dead letters of APP_NAME, the oldest failed change first: names and places, no row data.
+
+    Of a shared app, those of every member on this machine, and how many members elsewhere have.
+    """
     from deltaworks import operate
 
     settings = load_config(config)
     letters = operate.dead_letters(settings, app_name, limit=LISTED)
-    table = Table("key", "step", "error", "tries", "change", "failed at (UTC)", "waiting")
+    is_shared = settings.app(app_name).shares is not None
+    table = Table("key", "step", "error", "tries", "change", "failed at (UTC)", "waiting", *["member"] * is_shared)
     for letter in letters:
         waiting = f"{letter.waiting:,}" if letter.holds_key else "goes on"
         failed_at = f"{letter.failed_at:%F %T}" if letter.failed_at else ""
@@ -32,10 +36,13 @@ def ls(app_name: AppName, config: ConfigFile = DEFAULT_CONFIG) -> None:
             str(letter.version.position),
             failed_at,
             waiting,
+            *[letter.member] * is_shared,
         )
     out.print(table)
     if len(letters) == LISTED:
-        out.print(f"the first {LISTED} of {operate.dead_summary(settings, app_name).count:,}", highlight=False)
+        out.print(f"the first {LISTED} of {len(operate.dead_letters(settings, app_name)):,}", highlight=False)
+    for elsewhere in operate.letters_elsewhere(settings, app_name):
+        out.print(elsewhere.text, highlight=False)
 
 
 @dead.command()
@@ -67,6 +74,7 @@ def show(
                 "failed_at": letter.failed_at,
                 "holds_key": letter.holds_key,
                 "waiting": letter.waiting,
+                "member": letter.member,
             }
             for letter in operate.dead_letters(settings, app_name, key=key)
         ]

@@ -71,7 +71,6 @@ if TYPE_CHECKING:
         RequestRefusedError,
         parse_asked,
         reprocess,
-        retry,
     )
     from deltaworks.operate.audit_mark import unaudited
     from deltaworks.operate.auditing import Audit, audit, incidents
@@ -83,6 +82,8 @@ if TYPE_CHECKING:
         dead_rows,
         dead_summary,
         drop,
+        letters_elsewhere,
+        retry,
     )
     from deltaworks.operate.lake import (
         LakeMovedError,
@@ -165,6 +166,7 @@ __all__ = [
     "is_released",
     "lake_tables_of",
     "least_role",
+    "letters_elsewhere",
     "list_logs",
     "list_segments",
     "load",
@@ -230,14 +232,22 @@ _LATE = {
     "beginning": ("Begun", "begin_app", "begin_lake"),
     "restoring": ("RestoredLog", "restore_log"),
     "retention": ("read_up_to", "retire_log"),
-    "dead": ("DeadSummary", "NoDeadLetterError", "dead_letters", "dead_rows", "dead_summary", "drop"),
+    "dead": (
+        "DeadSummary",
+        "NoDeadLetterError",
+        "dead_letters",
+        "dead_rows",
+        "dead_summary",
+        "drop",
+        "letters_elsewhere",
+        "retry",
+    ),
     "asking": (
         "Answered",
         "NotAnsweredError",
         "RequestRefusedError",
         "parse_asked",
         "reprocess",
-        "retry",
     ),
 }
 """By module, what is imported when it is first asked for: capture, which runs all the time, must not pay with

@@ -7,17 +7,18 @@ from typing import Any
 
 from deltaworks.config import Config
 from deltaworks.log.registry import open_reader
-from deltaworks.operate.lease import leased, wait_until, warm_up
+from deltaworks.operate.lease import leased, taken_unless_done, warm_up
 from deltaworks.operate.log import OnProgress
 from deltaworks.position import Lsn
+from deltaworks.process.checkpoint import read_reached
 from deltaworks.process.lineage import LINEAGE_FILE, Columns
 from deltaworks.process.lineage import read as read_lineage
 from deltaworks.process.live import publishing
 from deltaworks.process.pausing import Pause
 from deltaworks.process.place import AppHeldError
 from deltaworks.process.registry import load_app
+from deltaworks.process.room import StateFullError
 from deltaworks.process.runner import STATE_FILE, Runner
-from deltaworks.process.state import read_reached
 from deltaworks.store.lake_table import LakeTable
 
 
@@ -46,12 +47,19 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
         DeltaworksError: whatever the app's run raises.
     """
     target = open_reader(config, config.app(app).source).end()
-    try:
-        runner = Runner.open(load_app(config, app), config=config, name=app)
-    except AppHeldError:
-        Pause(config.app_folder(app)).check(app)
-        state = config.app_folder(app) / STATE_FILE
-        wait_until(lambda: read_reached(state) >= target.position, what=f"the process service of {app!r}")
+    loaded, pause, state = load_app(config, app), Pause(config.app_folder(app)), config.app_folder(app) / STATE_FILE
+
+    def is_done() -> bool:
+        pause.check(app)
+        return read_reached(state) >= target.position
+
+    runner = taken_unless_done(
+        lambda: Runner.open(loaded, config=config, name=app),
+        AppHeldError,
+        is_done=is_done,
+        what=f"the process service of {app!r}",
+    )
+    if runner is None:
         return Processed(app=app, processed_by="the process service", position=read_reached(state))
     with runner:
         report = runner.drain(on_progress=work_progress(app, on_progress))
@@ -72,10 +80,12 @@ def process(config: Config, app: str, *, on_progress: OnProgress | None = None) 
 
 
 def follow_process(config: Config, app: str, *, stop: threading.Event) -> None:
-    """Be the process service of an app: wait for the lease, then follow the log until `stop`."""
+    """Be the process service of an app: wait for the lease, and for room on disk, then follow the log until `stop`."""
     loaded = load_app(config, app)
     warm_up()
-    with leased(lambda: Runner.open(loaded, config=config, name=app), AppHeldError, stop=stop) as runner:
+    with leased(
+        lambda: Runner.open(loaded, config=config, name=app), (AppHeldError, StateFullError), stop=stop
+    ) as runner:
         if runner is not None:
             with publishing(loaded, name=app, folder=runner.folder):
                 runner.end_when_stuck()

@@ -9,6 +9,7 @@ that began anew is not the one that was audited, which its digest tells, and is 
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ class AuditMark:
         path = _path(config, source)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         hops = {name: [hop.up_to, hop.digest] for name, hop in self.hops.items()}
-        draft = path.with_name(f"{_FILE}.{os.getpid()}")
+        # Two audits may run in one process, each in a thread.
+        draft = path.with_name(f"{_FILE}.{os.getpid()}.{threading.get_ident()}")
         draft.write_text(json.dumps({"offset": self.offset, "hops": hops, "sinks": dict(self.sinks)}), encoding="utf-8")
         draft.replace(path)
 

@@ -15,10 +15,11 @@ from deltaworks.log.change_log import GroupHeader
 from deltaworks.log.registry import open_reader
 from deltaworks.operate.dump import ask
 from deltaworks.operate.lake import open_lake
+from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.place import take_folder
 from deltaworks.process.registry import load_app
 from deltaworks.process.runner import STATE_FILE
-from deltaworks.process.state import Checkpoint, State
+from deltaworks.process.state import State
 from deltaworks.store.load import begin_load, last_load
 
 

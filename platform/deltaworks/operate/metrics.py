@@ -51,7 +51,8 @@ def app_metrics_server(config: Config, app: str, *, port: int | None = None) -> 
     from deltaworks.process.standing import StandingCollector  # noqa: PLC0415
 
     port = port or config.app(app).metrics_port
-    collectors = [StandingCollector(app, config.app_folder(app)), AgeCollector(config, app)]
+    is_shared = config.app(app).shares is not None
+    collectors = [StandingCollector(app, config.app_folder(app), is_shared=is_shared), AgeCollector(config, app)]
     for collector in collectors if port is not None else ():
         REGISTRY.register(collector)
     try:

@@ -9,11 +9,9 @@ from deltaworks.config import Config
 from deltaworks.gate.release import current_release
 from deltaworks.log.registry import holder, log_of, open_reader
 from deltaworks.log.status import CaptureStatus
-from deltaworks.operate.freshness import app_age_s, app_canary_s, lake_age_s
+from deltaworks.operate.freshness import AppFreshness, Freshness, app_freshness, lake_age_s
 from deltaworks.operate.lake import open_lake
 from deltaworks.operate.log import opened
-from deltaworks.process.runner import STATE_FILE
-from deltaworks.process.state import read_reached
 from deltaworks.store.lake import Lake
 from deltaworks.store.load import last_load
 
@@ -61,20 +59,23 @@ def behind(config: Config, source: str) -> Behind:
 
 def status(config: Config, *, captured: Sequence[CaptureStatus] = ()) -> Sequence[StatusRow]:
     """Every log, every app, and what is released; how fresh they are by what the sources were `captured` to."""
-    lags = {each.source: each.lag_s for each in captured}
+    lags, now = {each.source: each.lag_s for each in captured}, datetime.now(UTC)
+    apps = {
+        name: app_freshness(config, name, log_age_s=lags.get(app.source), now=now) for name, app in config.apps.items()
+    }
+    ages = lags | {name: fresh.age_s for name, fresh in apps.items()}
     with open_lake(config) as lake:
-        return [*_logs(config, lake, lags), *_apps(config, lags), _release(lake)]
+        return [*_logs(config, lake, ages, now=now), *_apps(apps), _release(lake)]
 
 
-def _logs(config: Config, lake: Lake, lags: Mapping[str, float | None]) -> Iterator[StatusRow]:
-    now = datetime.now(UTC)
+def _logs(config: Config, lake: Lake, ages: Mapping[str, float | None], *, now: datetime) -> Iterator[StatusRow]:
     for name in [*config.sources, *config.apps]:
         log = log_of(config, name)
         end, writer = log.reader().end(), log.holder()
         service = f"written by process {writer}" if writer is not None else "no writer"
         gaps = [Gap.from_json(gap).summary for gap in end.progress.get("gaps", ())]
         state = "; ".join([service, *(f"GAP, the tables are dumped again: {gap}" for gap in gaps)])
-        age_s = lags.get(name) if name in config.sources else _app_age_s(config, name, lags, now=now)
+        age_s = ages.get(name)
         yield StatusRow(
             what=f"log {name}", position=str(end.position), offset=f"{end.offset:,}", state=state, age_s=age_s
         )
@@ -89,23 +90,18 @@ def _logs(config: Config, lake: Lake, lags: Mapping[str, float | None]) -> Itera
         )
 
 
-def _apps(config: Config, lags: Mapping[str, float | None]) -> Iterator[StatusRow]:
-    now = datetime.now(UTC)
-    for name in config.apps:
-        reached = read_reached(config.app_folder(name) / STATE_FILE)
-        age_s = _app_age_s(config, name, lags, now=now)
-        canary_s = app_canary_s(config, name, now=now)
-        yield StatusRow(
-            what=f"app {name}",
-            position=str(reached),
-            offset="",
-            state="" if canary_s is None else f"canary {canary_s:,.0f} s ago",
-            age_s=age_s,
-        )
+def _apps(apps: Mapping[str, AppFreshness]) -> Iterator[StatusRow]:
+    for name, fresh in apps.items():
+        yield _app_row(f"app {name}", fresh)
+        for member in fresh.members:
+            yield _app_row(f"app {name}, {member.name}", member, member.text)
 
 
-def _app_age_s(config: Config, app: str, lags: Mapping[str, float | None], *, now: datetime) -> float | None:
-    return app_age_s(config, app, log_age_s=lags.get(config.app(app).source), now=now)
+def _app_row(what: str, fresh: Freshness, *said: str) -> StatusRow:
+    canary = () if fresh.canary_s is None else (f"canary {fresh.canary_s:,.0f} s ago",)
+    return StatusRow(
+        what=what, position=str(fresh.reached), offset="", state="; ".join((*canary, *said)), age_s=fresh.age_s
+    )
 
 
 def _release(lake: Lake) -> StatusRow:

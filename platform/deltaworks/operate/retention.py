@@ -8,8 +8,8 @@ from deltaworks.config import Config, LocalLogConfig
 from deltaworks.log.registry import log_of, open_reader
 from deltaworks.log.retention import Retired
 from deltaworks.operate.lake import open_lake_if_there
+from deltaworks.process.checkpoint import read_checkpoint
 from deltaworks.process.runner import STATE_FILE
-from deltaworks.process.state import read_checkpoint
 from deltaworks.store.load import last_load
 
 LAKE = "lake"

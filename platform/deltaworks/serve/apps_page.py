@@ -20,12 +20,14 @@ _STATE_TEXTS = {
     "silent": "does not answer",
     "stopped": "no service",
 }
+_MEMBER_TEXTS = _STATE_TEXTS | {"stopped": "no process", "elsewhere": "on another machine"}
 _VERBS = {"filter": "keeps", "enrich": "asks", "transform": "makes", "on_change": "tells", "window": "aggregates"}
 
 
-def render_apps(apps: Sequence[AppView], *, has_search: bool, may_act: bool) -> str:
-    """The whole page."""
-    return _render("apps.html", apps, has_search=has_search, may_act=may_act)
+def render_apps(apps: Sequence[AppView], *, has_search: bool, may_act: bool, ask: str = "") -> str:
+    """The whole page; with the question of that id open, where there is one: so it is asked without JavaScript."""
+    asked = ask if may_act and any(ask in questions(app) for app in apps) else ""
+    return _render("apps.html", apps, has_search=has_search, may_act=may_act, asked=asked)
 
 
 def render_list(apps: Sequence[AppView], *, may_act: bool) -> str:
@@ -33,12 +35,35 @@ def render_list(apps: Sequence[AppView], *, may_act: bool) -> str:
     return _render("apps_list.html", apps, has_search=False, may_act=may_act)
 
 
-def _render(name: str, apps: Sequence[AppView], *, has_search: bool, may_act: bool) -> str:
+def questions(app: AppView) -> list[str]:
+    """The ids of what an operator may be asked about an app."""
+    drops = [drop_question(app, letter) for letter in app.letters if app.may_see_to(letter)]
+    return drops if app.is_shared or app.is_reprocessed else [anew_question(app), *drops]
+
+
+def anew_question(app: AppView) -> str:
+    """The id of the question whether all documents are to be made anew."""
+    return f"sure-anew-{app.name}"
+
+
+def drop_question(app: AppView, letter: Letter) -> str:
+    """The id of the question whether a letter is to be dropped."""
+    return f"sure-{app.name}-{letter_id(letter)}"
+
+
+def _render(name: str, apps: Sequence[AppView], *, has_search: bool, may_act: bool, asked: str = "") -> str:
     return template(name).render(
         apps=apps,
         has_search=has_search,
         may_act=may_act,
+        asked=asked,
+        questions=questions,
+        anew_question=anew_question,
+        drop_question=drop_question,
         state_text=state_text,
+        member_texts=_MEMBER_TEXTS,
+        members_text=members_text,
+        since=span,
         verbs=_VERBS,
         graph=graph,
         rate=rate,
@@ -61,6 +86,17 @@ def state_text(app: AppView, *, now: datetime | None = None) -> str:
     if app.live is not None and app.state == "silent":
         return f"{text} since {span((now - app.live.at).total_seconds())}"
     return text
+
+
+def members_text(app: AppView) -> str:
+    """How many members of a shared app do its work, and where."""
+    here = sum(each.member.pid is not None for each in app.members)
+    elsewhere = sum(each.state == "elsewhere" for each in app.members)
+    waiting = sum(len(each.member.waiting) for each in app.members)
+    texts = [f"{here} member{'s' if here != 1 else ''} here"]
+    texts += [f"{elsewhere} elsewhere"] if elsewhere else []
+    texts += [f"{waiting} share{'s wait' if waiting != 1 else ' waits'} for a member"] if waiting else []
+    return " · ".join(texts)
 
 
 def graph(history: Sequence[float]) -> Markup:

@@ -7,7 +7,7 @@
 | `/api/search`    | `q`, `limit`: the best hits                                              |
 | `/api/documents` | `key`, repeated: these documents, those that are there                   |
 | `/api/status`    | index position, end of the log, lag, document count                      |
-| `/apps`          | the page of apps: steps, rates, lag, dead letters; works without JavaScript |
+| `/apps`          | the page of apps, also without JavaScript; `?ask=` has a question open   |
 | `/apps/list`     | its list of apps alone, for looking on                                   |
 | `/api/apps`      | the same as JSON                                                         |
 | `/apps/A/pause`  | POST, as `resume`, `retry`, `drop` and `reprocess`: see `operator`        |
@@ -150,8 +150,8 @@ def _add_apps(app: FastAPI, config: Config, *, has_search: bool) -> None:
         return stranger(request, config.serve.operators) is None
 
     @app.get("/apps", response_class=HTMLResponse)
-    def apps(request: Request) -> str:
-        return render_apps(apps_now.read(), has_search=has_search, may_act=may_act(request))
+    def apps(request: Request, ask: str = "") -> str:
+        return render_apps(apps_now.read(), has_search=has_search, may_act=may_act(request), ask=ask)
 
     @app.get("/apps/list", response_class=HTMLResponse)
     def apps_list(request: Request) -> str:

@@ -12,6 +12,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from deltaworks.config import Config
+from deltaworks.process.member_letters import address
+from deltaworks.process.members import members_or_here
 from deltaworks.process.pausing import Pause
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.requests import Request as Asked
@@ -72,14 +74,32 @@ def _resume(config: Config, name: str, _key: str | None) -> None:
     Pause(config.app_folder(name)).resume()
 
 
-def _retry(config: Config, name: str, key: str | None) -> None:
-    Requests.of(config.app_folder(name)).ask(Asked.new(Kind.RETRY, keys=None if key is None else [key]))
+def _retry(config: Config, name: str, key: str | None) -> str | None:
+    return _place(config, name, Asked.new(Kind.RETRY, keys=None if key is None else [key]))
 
 
 def _drop(config: Config, name: str, key: str | None) -> str | None:
     if key is None:
         return f"name the key to drop; `deltaworks dead drop {name} --all` drops every dead letter"
-    Requests.of(config.app_folder(name)).ask(Asked.new(Kind.DROP, keys=[key]))
+    return _place(config, name, Asked.new(Kind.DROP, keys=[key]))
+
+
+def _place(config: Config, name: str, request: Asked) -> str | None:
+    """Place a request with whoever runs the app: with the members here that it concerns, where several share it."""
+    shares = config.app(name).shares
+    if shares is None:
+        Requests.of(config.app_folder(name)).ask(request)
+        return None
+    to_whom = address(members_or_here(config, name), request, shares=shares)
+    if request.keys is not None and to_whom.ended:
+        return "the member that held it has ended: whoever takes its shares tries it again"
+    if request.keys is not None and to_whom.missing:
+        return "; ".join(["no member here has such a dead letter", *(each.text for each in to_whom.elsewhere)])
+    if not to_whom.running:
+        return f"no member runs here; start one with `deltaworks process {name}`: it tries all again that it takes"
+    for member in to_whom.running:
+        if member.folder is not None:
+            Requests.of(member.folder).ask(request)
     return None
 
 

@@ -42,8 +42,24 @@ function replace(html) {
   if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 }
 
+// What the server opened, for a page that had no JavaScript yet, is from now on a question like any other.
+function adopt() {
+  const open = list.querySelector(".sure.open");
+  if (!open) return;
+  open.classList.remove("open");
+  open.popover = "auto";
+  open.showPopover();
+  history.replaceState(null, "", "/apps");
+}
+
 list.addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (event.target.method === "get") {     // asks a question, or is its answer that nothing is to be done
+    const question = document.getElementById(event.submitter?.value);
+    if (question) question.showPopover();
+    else asking()?.hidePopover();
+    return;
+  }
   const button = event.target.querySelector("button");
   button.disabled = true;
   asking()?.hidePopover();
@@ -84,5 +100,6 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+adopt();
 setInterval(() => { if (!document.hidden) show(); }, EVERY_MS);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) show(); });
