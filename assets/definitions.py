@@ -11,6 +11,7 @@ from assets.checks import expectation_checks, source_checks
 from assets.dead import dead_letters
 from assets.dumps import dumped_tables
 from assets.enriched import enriched_tables
+from assets.fresh import freshness_check
 from assets.modeled import modeled_tables
 from assets.readiness import readiness_check
 from assets.released import released_views
@@ -25,6 +26,7 @@ from resources.object_store import ObjectStore
 from sensors.changes_lost import changes_lost_sensor
 from sensors.log_ahead import log_ahead_sensor
 from sensors.source_changed import source_changed_sensor
+from sensors.source_fresh import source_fresh_sensor
 
 
 def with_tables_met(config: Config) -> Config:
@@ -86,6 +88,7 @@ def build(config_path: Path) -> dg.Definitions:
             *(readiness_check(source, settings) for source, settings in sources),
             *loss_checks.values(),
             *(gap_check(source, settings) for source, settings in sources),
+            *(freshness_check(source, settings) for source, settings in sources),
             *source_checks(config),
             *expectation_checks(config),
         ],
@@ -93,6 +96,7 @@ def build(config_path: Path) -> dg.Definitions:
         sensors=[
             *(log_ahead_sensor(source, job=load) for source, load in loads.items()),
             *(source_changed_sensor(source) for source in loads),
+            *(source_fresh_sensor(source) for source in loads),
             *(changes_lost_sensor(source, audit_job=audits[source], repair_job=repairs[source]) for source in loads),
         ],
         resources={
