@@ -1,9 +1,7 @@
 """Runs the cases with "steps": services that are held, killed and restarted while the source changes."""
 
 import re
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ import yaml
 from connector import STEPS, Connector, Hold
 from data_case import PUBLICATION, SOURCE, config_of, home, prepare, tables_setting
 from judging import Outcome, judge, shown, source_differences
+from lag import LagWatch
 from outcome import Sink, read_events
 from place import SETTINGS, Database, fresh_database, started_server, until
 
@@ -23,6 +22,7 @@ from deltaworks.config import Config
 from deltaworks.log.dump_requests import DumpOutcome, DumpRequest, DumpRequests
 from deltaworks.log.holder import holder_of
 from deltaworks.log.local import LOCK_FILE, LocalLogReader
+from deltaworks.position import START, Lsn
 from deltaworks.testing.postgres import PostgresServer
 
 START_S = 60.0
@@ -61,7 +61,7 @@ class _Run:
     begin_offset: int = 0
     restart_offset: int | None = None
     dump: str | None = None
-    _lag: "_LagWatch | None" = None
+    _lag: LagWatch | None = None
     _killed_pid: int | None = None
     _holds_at_start: list[Hold] = field(default_factory=list)
 
@@ -223,7 +223,7 @@ class _Run:
         table = str(self.settings["tables"][0])
         ids = [row[0] for row in self.database.rows(f"select id from {table} order by id")]
         batch = 50
-        lag = self._lag = _LagWatch(self._log)
+        lag = self._lag = LagWatch(self._log)
 
         def update(connection: psycopg.Connection[Any], number: int) -> None:
             first = number * batch % len(ids)
@@ -232,7 +232,7 @@ class _Run:
                 [ids[first : first + batch]],
             )
             row = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
-            lag.note(_lsn(row[0]) if row else 0)
+            lag.note(Lsn.parse(row[0]) if row else START)
 
         self.database.load(update, per_second=int(per_second) / batch, seconds=float(seconds))
 
@@ -422,37 +422,6 @@ class _Run:
             reports |= {"gap": True, "slot_lost": True}
             reports |= {"gap_repaired_by_dump": is_repaired, "slot_lost_repaired_by_dump": is_repaired}
         return reports
-
-
-class _LagWatch:
-    """How long what the source has committed takes to be in the log, at most."""
-
-    def __init__(self, log: Path) -> None:
-        self.longest_s = 0.0
-        self._reader = LocalLogReader(log)
-        self._committed: deque[tuple[int, float]] = deque()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def note(self, position: int) -> None:
-        """Something was committed at or before this position of a source that goes on committing."""
-        self._committed.append((position, time.monotonic()))
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            reached, now = self._reader.end().position.value, time.monotonic()
-            while self._committed and self._committed[0][0] <= reached:
-                self.longest_s = max(self.longest_s, now - self._committed.popleft()[1])
-
-
-def _lsn(text: str) -> int:
-    high, low = text.split("/")
-    return (int(high, 16) << 32) | int(low, 16)
 
 
 def _flat(steps: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

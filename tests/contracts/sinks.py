@@ -140,7 +140,7 @@ def search_index(request: pytest.FixtureRequest, home: Path) -> House:
         state=lambda: read_back(spec, config),
         form=as_json,
         unfit={"lead": object()},
-        steps=("search.before_commit", "search.after_commit"),
+        steps=("search.before_append", "search.after_append", "search.before_commit", "search.after_commit"),
     )
 
 
