@@ -1,6 +1,7 @@
 """A small lake, filled anew for every test, and dbt in this process on it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +56,44 @@ Dbt = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
-    """One lake for all tests: dbt parses the project anew when the lake's address changes."""
-    folder = tmp_path_factory.mktemp("dbt")
-    catalog, extensions = f"sqlite:{folder}/lake/catalog.sqlite", folder / "extensions"
+def lake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the lake is; one for all tests, as dbt parses the project anew when the lake's address changes."""
+    return tmp_path_factory.mktemp("dbt")
+
+
+@pytest.fixture(scope="session")
+def lake(lake_folder: Path) -> Iterator[Lake]:
+    """The tables as capture and apps leave them."""
+    catalog, data = f"sqlite:{lake_folder}/lake/catalog.sqlite", str(lake_folder / "lake" / "data")
+    with Lake.open(catalog=catalog, data=data, extensions=lake_folder / "extensions") as lake:
+        statements = [
+            "begin",
+            "create schema lake.studio",
+            "create schema lake.movie_search",
+            "create schema lake.prod",
+        ]
+        statements += [
+            f"create table lake.studio.{name} ({columns}, _commit ubigint, _committed_at timestamptz)"
+            for name, columns in TABLES.items()
+        ]
+        statements += ["create table lake.movie_search.movies (movie_id integer, title varchar)", "commit"]
+        lake.connection.execute(";".join(statements))
+        yield lake
+
+
+@pytest.fixture(autouse=True)
+def dbt_at_the_lake(lake_folder: Path) -> Iterator[None]:
+    """Tests of other folders run between those of this one, and point dbt at lakes of their own."""
+    with _pointed_at(lake_folder):
+        yield
+
+
+@contextmanager
+def _pointed_at(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DELTAWORKS_LAKE_CATALOG", catalog)
-        environment.setenv("DELTAWORKS_EXTENSIONS", str(extensions))
-        with Lake.open(catalog=catalog, data=str(folder / "lake" / "data"), extensions=extensions) as lake:
-            statements = [
-                "begin",
-                "create schema lake.studio",
-                "create schema lake.movie_search",
-                "create schema lake.prod",
-            ]
-            statements += [
-                f"create table lake.studio.{name} ({columns}, _commit ubigint, _committed_at timestamptz)"
-                for name, columns in TABLES.items()
-            ]
-            statements += ["create table lake.movie_search.movies (movie_id integer, title varchar)", "commit"]
-            lake.connection.execute(";".join(statements))
-            yield lake
+        environment.setenv("DELTAWORKS_LAKE_CATALOG", f"sqlite:{folder}/lake/catalog.sqlite")
+        environment.setenv("DELTAWORKS_EXTENSIONS", str(folder / "extensions"))
+        yield
 
 
 @pytest.fixture
@@ -87,7 +105,7 @@ def small_lake(lake: Lake) -> Lake:
 
 
 @pytest.fixture(scope="session")
-def dbt(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
+def dbt(lake: Lake, lake_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
     """Runs a dbt command in this process and returns its result."""
     from dbt.cli.main import dbtRunner  # noqa: PLC0415  takes three seconds, and warns
 
@@ -96,7 +114,8 @@ def dbt(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
         *("--target-path", str(tmp_path_factory.mktemp("dbt_target")), "--log-level-file", "none"),
     ]
     # Parsed once: every later command would spend a second on finding out that nothing changed.
-    manifest = dbtRunner().invoke(["--quiet", "parse", *options]).result
+    with _pointed_at(lake_folder):
+        manifest = dbtRunner().invoke(["--quiet", "parse", *options]).result
 
     def invoke(*command: str) -> Any:
         return dbtRunner(manifest=manifest).invoke(["--quiet", *command, *options])
@@ -105,6 +124,7 @@ def dbt(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Dbt:
 
 
 @pytest.fixture(scope="session")
-def staged(lake: Lake, dbt: Dbt) -> None:
+def staged(lake: Lake, lake_folder: Path, dbt: Dbt) -> None:
     """The views of staging stand; they show whatever the tables hold at the time."""
-    assert dbt("run", "--select", "tag:staging").success
+    with _pointed_at(lake_folder):
+        assert dbt("run", "--select", "tag:staging").success

@@ -22,8 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:AssetExecutionContext.op is depr
 @pytest.fixture
 def modeled(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
     """The models as assets on the small lake, and the resources that they take."""
-    for name in ("DELTAWORKS_LAKE_CATALOG", "DELTAWORKS_EXTENSIONS"):
-        monkeypatch.setenv(name, os.environ[name])
     settings = yaml.safe_load((ROOT / "deltaworks.yaml").read_text())
     settings["home"] = str(Path(os.environ["DELTAWORKS_EXTENSIONS"]).parent)
     path = tmp_path / "deltaworks.yaml"
