@@ -10,7 +10,8 @@ What changes is planned in `studio.scenario`; this file only paces and commits.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -112,18 +113,19 @@ def apply_updates(
     kinds: Counter[str] = Counter()
     with connect(dsn) as connection:
         scenario = Scenario(*_read_studio(connection), seed=seed)
-        started = time.monotonic()
-        while done < total:
-            ahead_s = started + done / rate - time.monotonic()
-            if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
-                break
-            most_behind_s = max(most_behind_s, -ahead_s)
-            transaction = scenario.next(total - done)
-            _commit(connection, transaction)
-            done += transaction.change_count
-            kinds[transaction.kind] += 1
-            if on_commit is not None:
-                on_commit(Commit(transaction=transaction, committed_at=datetime.now(UTC)))
+        with _committing(connection) as commit:
+            started = time.monotonic()
+            while done < total:
+                ahead_s = started + done / rate - time.monotonic()
+                if stop.wait(ahead_s) if ahead_s > 0 else stop.is_set():
+                    break
+                most_behind_s = max(most_behind_s, -ahead_s)
+                transaction = scenario.next(total - done)
+                commit(transaction)
+                done += transaction.change_count
+                kinds[transaction.kind] += 1
+                if on_commit is not None:
+                    on_commit(Commit(transaction=transaction, committed_at=datetime.now(UTC)))
         return UpdateReport(
             transaction_count=kinds.total(),
             change_count=done,
@@ -133,24 +135,34 @@ def apply_updates(
         )
 
 
-def _commit(connection: psycopg.Connection, transaction: Transaction) -> None:
-    """Send all statements and the commit in one go, and wait for the commit's answer."""
-    try:
-        with connection.pipeline() as pipeline, connection.transaction():
-            cursors = [connection.execute(text, values, prepare=True) for text, values in transaction.statements]
-            # The counts must be known before the commit, so that a wrong one rolls it back.
-            pipeline.sync()
-            missed = [cursor for cursor in cursors if cursor.rowcount != 1]
-            if missed:
-                raise RowsMovedError(
-                    f"cannot apply {transaction.kind!r} on films {transaction.movie_ids!r}: another writer moved "
-                    "the rows; run the stream alone, or start it again to read the films anew"
-                )
-    except psycopg.OperationalError as error:
-        raise DatabaseNotReachableError(
-            f"lost the studio's database in the middle of a stream: {type(error).__name__}; "
-            "what was committed stays; start it again when the database is back"
-        ) from error
+@contextmanager
+def _committing(connection: psycopg.Connection) -> Iterator[Callable[[Transaction], None]]:
+    """What sends all statements of a transaction in one go and then the commit, and waits for its answer."""
+    # One pipeline for all of them: to begin and end one takes longer than what it carries.
+    with connection.pipeline() as pipeline:
+
+        def commit(transaction: Transaction) -> None:
+            try:
+                connection.execute("begin")
+                cursors = [connection.execute(text, values, prepare=True) for text, values in transaction.statements]
+                # The counts must be known before the commit, so that a wrong one rolls it back.
+                pipeline.sync()
+                if any(cursor.rowcount != 1 for cursor in cursors):
+                    connection.execute("rollback")
+                    pipeline.sync()
+                    raise RowsMovedError(
+                        f"cannot apply {transaction.kind!r} on films {transaction.movie_ids!r}: another writer moved "
+                        "the rows; run the stream alone, or start it again to read the films anew"
+                    )
+                connection.execute("commit")
+                pipeline.sync()
+            except psycopg.OperationalError as error:
+                raise DatabaseNotReachableError(
+                    f"lost the studio's database in the middle of a stream: {type(error).__name__}; "
+                    "what was committed stays; start it again when the database is back"
+                ) from error
+
+        yield commit
 
 
 def _read_studio(connection: psycopg.Connection) -> tuple[list[Film], list[Person]]:
