@@ -38,7 +38,7 @@ from deltaworks.connection import CONNECTIONS
 from deltaworks.errors import DeltaworksError
 from deltaworks.log.metrics import CAPTURE_METRICS, TABLE_METRICS
 from deltaworks.operate.audit_metrics import audit_metrics
-from deltaworks.operate.freshness import age_metric, canary_metric
+from deltaworks.operate.freshness import age_metrics
 from deltaworks.process.metrics import APP_METRICS
 from deltaworks.process.standing import StandingCollector
 
@@ -126,7 +126,7 @@ def metrics_page() -> str:
         "\n## Of apps\n\n`deltaworks process APP --metrics PORT` gives these.\n\n"
         "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
     )
-    for metric in (*APP_METRICS, *StandingCollector("app", Path("nowhere")).collect(), age_metric(), canary_metric()):
+    for metric in (*APP_METRICS, *StandingCollector("app", Path("nowhere")).collect(), *age_metrics()):
         for family in metric.collect() if isinstance(metric, MetricWrapperBase) else [metric]:
             labels = metric._labelnames
             name = family.name + ("_total" if family.type == "counter" else "")
