@@ -154,13 +154,13 @@ class Pipeline:
         attempts: Mapping[Key, int] | None = None,
         loaded: Mapping[Key, Loaded] | None = None,
     ) -> Outcome:
-        """Take entities that are there through the steps; `gone` are tombstones of those that are not."""
+        """Take entities that are there through the steps; `gone` has tombstones of those that are not."""
         run = _Run(
             attempts=attempts or {},
             loaded=loaded or {},
             clock=self._clock,
             places=self._places,
-            outcome=Outcome(documents=gone),
+            outcome=Outcome(documents=list(gone)),
         )
         whole = Balance(entities, run.outcome)
         # Before the first step that makes a document, an entity stands for itself.
