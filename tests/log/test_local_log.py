@@ -338,6 +338,22 @@ def test_a_reader_follows_a_log_that_was_made_anew(tmp_path: Path) -> None:
     assert reader.end().sequence == 1
 
 
+def test_a_reader_goes_on_from_where_it_was_in_this_log_and_in_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    reader = LocalLogReader(folder)
+    with LocalLogWriter.open(folder) as writer:
+        for number in range(5):
+            append(writer, [number])
+            [group] = reader.read(after_sequence=number - 1)
+            assert (group.header.sequence, group.header.offset) == (number, number)
+    folder.rename(tmp_path / "old")
+    with LocalLogWriter.open(folder) as writer:
+        for number in range(6):
+            append(writer, [number, number])
+    [group] = reader.read(after_sequence=4)
+    assert group.header.offset == 10
+
+
 def test_a_reader_in_another_process_wakes_soon_after_an_append(tmp_path: Path) -> None:
     filled(tmp_path, 1)
     head = CHILD.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path))
