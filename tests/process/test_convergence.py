@@ -1,6 +1,5 @@
 """Whatever happens: the sink ends at the fold of the tables, and no document ever goes back."""
 
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,6 @@ from process.material import (
     NULL_TEXT,
     TEXT,
     Change,
-    Feed,
-    TableSink,
-    config_in,
     create,
     delete,
     read,
@@ -27,32 +23,16 @@ from process.material import (
     truncate,
     update,
 )
+from process.mortal import CRASH_POINTS, Mortal, quick_folder
 
-from deltaworks import faults
 from deltaworks.errors import RetryableError
-from deltaworks.log.memory import MemoryLog
 from deltaworks.process.app import App, Backoff, Source
 from deltaworks.process.entity import Entity
-from deltaworks.process.runner import Runner
 
 FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT, note=NULL_TEXT)
 ROLE = table_schema("role", "role_id", role_id=INT, film_id=NULL_INT, person_id=INT)
 GENRE = table_schema("genre", "film_id,genre", film_id=INT, genre=TEXT)
 PERSON = table_schema("person", "person_id", person_id=INT, name=TEXT)
-
-SHARED_MEMORY = Path("/dev/shm")
-CRASH_POINTS = (
-    "process.after_read",
-    "process.before_fold_commit",
-    "process.after_fold",
-    "process.after_write",
-    "process.after_flush",
-    "process.after_checkpoint",
-)
-
-
-class Crash(BaseException):  # not an Exception, so that nothing in between can take it for a fault
-    pass
 
 
 class Film(TypedDict):
@@ -93,7 +73,7 @@ class Tables:
         }
 
 
-def film_app(sink: TableSink, tables: Tables, troubles: "deque[str]") -> App:
+def film_app(tables: Tables, troubles: "deque[str]") -> App:
     studio = Source("studio")
     role = studio.table("role", key="film_id", schema=Role)
     genre = studio.table("genre", key="film_id", schema=Genre)
@@ -126,7 +106,6 @@ def film_app(sink: TableSink, tables: Tables, troubles: "deque[str]") -> App:
             "cast": [[item["person_id"], film["people"].get(item["person_id"])] for item in film.rows(role)],
         }
 
-    films.sink(sink)
     return films
 
 
@@ -242,21 +221,14 @@ def changes_of(tables: Tables, op: Any) -> Iterator[Change]:
             yield truncate({"film": FILM, "role": ROLE, "genre": GENRE, "person": PERSON}[name])
 
 
-class World:
+class World(Mortal):
     """A source, its log, a sink, and a runner that dies and comes back."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.tables = Tables()
-        self.log = MemoryLog()
-        self.feed = Feed(self.log.writer())
-        self.sink = TableSink(folder / "sink.sqlite")
         self.troubles: deque[str] = deque()
-        self.config = config_in(folder)
-        self.app = film_app(self.sink, self.tables, self.troubles)
-        self.runner = self.open()
-
-    def open(self) -> Runner:
-        return Runner.open(self.app, config=self.config, name="films", log=self.log.reader())
+        self.live(film_app(self.tables, self.troubles))
 
     def step(self, event: Any) -> None:
         match event:
@@ -264,41 +236,17 @@ class World:
                 changes = [change for operation in operations for change in changes_of(self.tables, operation)]
                 if changes:
                     self.feed.commit(*changes)
-            case ("drain",):
-                self.runner.drain(patience_s=0)
-            case ("reopen",):
-                self.runner.close()
-                self.runner = self.open()
             case ("trouble", found):
                 self.troubles.extend(found)
                 self.runner.drain(patience_s=0)
-            case ("crash", point, pass_count):
-                self.crash(point, pass_count)
-
-    def crash(self, point: str, pass_count: int) -> None:
-        left = pass_count
-
-        def die() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Crash(point)
-
-        faults.arm(point, die)
-        try:
-            self.runner.drain(patience_s=0)
-        except Crash:
-            self.runner.close()
-            self.runner = self.open()
-        finally:
-            faults.disarm()
+            case _:
+                super().step(event)
 
 
 @contextmanager
 def world() -> Iterator[World]:
-    # In memory where that is possible: a process dies here, the machine does not.
-    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        found = World(Path(folder))
+    with quick_folder() as folder:
+        found = World(folder)
         try:
             yield found
         finally:

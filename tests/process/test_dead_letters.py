@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from process.material import INT, TEXT, Feed, TableSink, config_in, create, delete, table_schema, update
+from process.mortal import Crash, quick_folder
 
 from deltaworks import faults
 from deltaworks.config import Config
@@ -22,16 +22,9 @@ from deltaworks.process.runner import STATE_FILE, Runner
 FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT)
 
 
-SHARED_MEMORY = Path("/dev/shm")
-
-
 class Film(TypedDict):
     title: str
     status: str
-
-
-class Crash(BaseException):
-    pass
 
 
 class World:
@@ -302,9 +295,8 @@ step = st.one_of(
 def test_after_a_last_retry_every_document_is_the_newest_and_every_turn_was_told_in_order(
     steps: list[Any],
 ) -> None:
-    # A crash here ends no process, so what is synced need not outlive the machine.
-    with TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        _replay(Path(folder), steps)
+    with quick_folder() as folder:
+        _replay(folder, steps)
 
 
 def _replay(folder: Path, steps: list[Any]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -21,7 +20,6 @@ from process.material import (
     Change,
     Feed,
     TableSink,
-    config_in,
     create,
     delete,
     read,
@@ -29,8 +27,8 @@ from process.material import (
     truncate,
     update,
 )
+from process.mortal import CRASH_POINTS, Mortal, quick_folder
 
-from deltaworks import faults
 from deltaworks.config import Config
 from deltaworks.errors import RetryableError
 from deltaworks.log.local import LocalLogReader
@@ -54,21 +52,8 @@ from deltaworks.testing.memory_sink import MemorySinkReader
 MakeConfig = Callable[..., Config]
 
 FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT, note=NULL_TEXT)
-SHARED_MEMORY = Path("/dev/shm")
-CRASH_POINTS = (
-    "process.after_read",
-    "process.before_fold_commit",
-    "process.after_fold",
-    "process.after_write",
-    "process.after_flush",
-    "process.after_checkpoint",
-)
 studio = Source("studio")
 Rows = dict[int, dict[str, Any]]
-
-
-class Crash(BaseException):
-    pass
 
 
 class Film(TypedDict):
@@ -188,30 +173,20 @@ def changes_of(rows: Rows, op: Any) -> Iterator[Change]:
             yield truncate(FILM)
 
 
-class World:
+class World(Mortal):
     def __init__(self, folder: Path, app: App, troubles: list[str]) -> None:
+        super().__init__(folder)
         self.rows: Rows = {}
-        self.log = MemoryLog()
-        self.feed = Feed(self.log.writer())
-        self.sink = TableSink(folder / "sink.sqlite")
-        self.app = app
         self.troubles = troubles
-        app.sink(self.sink)
-        self.config = config_in(folder)
-        self.runner = self.open()
-
-    def open(self) -> Runner:
-        return Runner.open(self.app, config=self.config, name="films", log=self.log.reader())
+        self.live(app)
 
     def step(self, event: Any) -> None:
         match event:
-            case ("drain",):
-                self.runner.drain(patience_s=0)
             case ("trouble", found):
                 self.troubles.extend(found)
                 self.runner.drain(patience_s=0)
-            case ("crash", point, pass_count):
-                self.crash(point, pass_count)
+            case _:
+                super().step(event)
 
     def held(self) -> dict[Any, tuple[Version, Any]]:
         return self.sink.documents() if self.sink.file.exists() else {}
@@ -257,29 +232,11 @@ class World:
         with closing(sqlite3.connect(self.sink.file)) as connection, connection:
             connection.execute(statement, values)
 
-    def crash(self, point: str, pass_count: int) -> None:
-        passes_left = pass_count
-
-        def die() -> None:
-            nonlocal passes_left
-            passes_left -= 1
-            if passes_left == 0:
-                raise Crash(point)
-
-        faults.arm(point, die)
-        try:
-            self.runner.drain(patience_s=0)
-        except Crash:
-            self.runner.close()
-            self.runner = self.open()
-        finally:
-            faults.disarm()
-
 
 @contextmanager
 def world(app: App, troubles: list[str]) -> Iterator[World]:
-    with TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        found = World(Path(folder), app, troubles)
+    with quick_folder() as folder:
+        found = World(folder, app, troubles)
         try:
             yield found
         finally:

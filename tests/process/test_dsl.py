@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from process.material import INT, NULL_INT, TEXT, Feed, TableSink, create, delete, read, table_schema, update
+from process.mortal import quick_folder
 
 from deltaworks import faults
 from deltaworks.config import Config
@@ -26,7 +26,6 @@ FILM = table_schema("film", "film_id", film_id=INT, title=TEXT, status=TEXT)
 SALE = table_schema(
     "sale", "sale_id", sale_id=INT, shop=TEXT, amount=NULL_INT, sold_at=(pa.timestamp("us", "UTC"), "timestamptz", True)
 )
-SHARED_MEMORY = Path("/dev/shm")
 studio = Source("studio")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -324,8 +323,8 @@ crash_points = st.sampled_from(["process.after_fold", "process.after_write", "pr
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.none() | sale_event, crash_points), min_size=1, max_size=10))
 def test_after_any_changes_and_crashes_windows_equal_the_group_by(events: list[Any]) -> None:
-    with TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as folder:
-        check_windows(Path(folder), events)
+    with quick_folder() as folder:
+        check_windows(folder, events)
 
 
 def check_windows(folder: Path, events: list[Any]) -> None:
