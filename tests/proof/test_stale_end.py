@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 from log.test_stale_end import STALE, absent, of_an_earlier_group
+from proof.rot import (
+    CHANGES,
+    PARTS,
+    capture,
+    check_equal,
+    documents,
+    end_segment,
+    fill,
+    frame_of,
+    lake_rows,
+    reads_of,
+    rot_tail,
+    unsealed,
+)
 from proof.shop import bring_through
-from proof.test_mended_log import capture, documents, end_segment, frame_of, lake_rows, reads_of, rot_tail
 from servers.postgres import Database
 
 from deltaworks import operate
@@ -26,11 +39,7 @@ from deltaworks.store.load import BrokenLoadChainError, LogRestartedError
 
 @pytest.fixture
 def config(config_file: Path) -> Config:
-    """The shop; what is in a segment is up to the test."""
-    settings = yaml.safe_load(config_file.read_text())
-    settings["sources"]["shop"]["log"] = {"kind": "local", "seal": False}
-    config_file.write_text(yaml.safe_dump(settings))
-    return load(config_file, environment={})
+    return unsealed(config_file)
 
 
 def rot_the_last(config: Config, victim: int) -> None:
@@ -62,8 +71,8 @@ def cut_the_power(
     are_taken: bool,
 ) -> int:
     """Have changes captured, confirmed and damaged, with an `end` of before them; the first group of them."""
-    database.execute("insert into part select p, p % 30 from generate_series(1, 90) p")
-    capture(config, database, "insert into item select i, 'item ' || i, i % 10 from generate_series(1, 60) i")
+    database.execute(PARTS)
+    fill(config, database)
     end_segment(config)
     bring_through(config)
     end = config.log_folder("shop") / "end"
@@ -71,8 +80,7 @@ def cut_the_power(
     victim = capture(
         config,
         database,
-        """with gone as (delete from item where id in (24, 25)), moved as (update item set id = 1024 where id = 28),
-        made as (insert into item values (100, 'new', 5)) update item set title = 'lost' where id between 30 and 40""",
+        CHANGES,
         "delete from part where id = 7",
     )
     if are_taken:
@@ -91,19 +99,6 @@ def gaps_named(config: Config) -> list[Gap]:
         gaps = map(Gap.from_json, group.header.progress.get("gaps", ()))
         named += [gap for gap in gaps if gap not in named]
     return named
-
-
-def check_equal(config: Config, database: Database) -> None:
-    """Everything that is derived equals the source, and nothing is owed any more."""
-    bring_through(config)
-    assert operate.verify(config, "shop").is_equal
-    assert lake_rows(config, "items.items") == documents(database)
-    assert operate.history(config, "shop").gaps == []
-    audit = operate.audit(config, "shop")
-    assert audit.is_balanced, audit.summary
-    assert audit.found == []
-    verification = operate.verify_log(config, "shop")
-    assert verification.is_whole, verification.faults
 
 
 @pytest.mark.parametrize("rot", [rot_the_last, rot_tail])
