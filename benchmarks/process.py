@@ -42,6 +42,7 @@ from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.config import Config
 from deltaworks.log.change_log import Group
 from deltaworks.log.local import LocalLogWriter
+from deltaworks.operate import lease
 from deltaworks.position import Lsn
 from deltaworks.process.app import App, Source
 from deltaworks.process.columns import DocumentBatch
@@ -237,10 +238,11 @@ def ours(name: str, folder: Path, count: int, url: str) -> Rate:
 
 
 def warm_up(name: str, url: str) -> None:
-    """Code is loaded at its first use, which a service has behind it."""
+    """Load what is loaded at its first use, as a service has it behind it; see `lease.warm_up`."""
     with tempfile.TemporaryDirectory(prefix="deltaworks-") as folder:
         fill(Path(folder), GROUP)
         ours(name, Path(folder), GROUP, url)
+    lease.warm_up()
 
 
 def run_peer(python: Path, peer: str, work: str, path: Path, count: int, url: str = "") -> Rate:

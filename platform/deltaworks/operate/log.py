@@ -105,8 +105,8 @@ def follow_capture(config: Config, source: str, *, stop: threading.Event) -> Non
         TerminalError: a person has to act; everything up to the log's end is safe.
     """
     log, requests = log_of(config, source), DumpRequests(config.dump_folder(source))
-    warm_up()
     registry.warm_up(config.source(source))
+    warm_up()
     while not stop.is_set():
         with opened(config, source) as database:
             take = partial(Place.take, database, log)
