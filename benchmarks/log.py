@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Self
 
@@ -52,6 +53,8 @@ GROUP_ROWS = 560
 SEGMENTS = 10_000
 KEEPS_UP, REPLAY_TIMES = 1.0, 5.0
 REPLAYS = 5
+TIMES = 8
+"""How often what was captured is appended: a log of a gigabyte, of which the start of a replay is a small part."""
 """Replays of each kind in a turn."""
 
 
@@ -133,11 +136,11 @@ def middle(rates: Sequence[Rate]) -> Rate:
 
 
 def append_again(groups: Sequence[StoredGroup], folder: Path) -> int:
-    """Append these groups to a new log, each durable before the next."""
+    """Append these groups to a new log, each durable before the next, and all of them `TIMES` times."""
     with LocalLogWriter.open(folder) as writer:
-        for group in groups:
+        for group in chain.from_iterable(repeat(groups, TIMES)):
             append(writer, group.batches)
-    return sum(group.header.next_offset - group.header.offset for group in groups)
+        return writer.end().offset
 
 
 def replay(folder: Path) -> int:
