@@ -10,7 +10,7 @@ from deltaworks.process import places
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY
 from deltaworks.process.direct import document_batch
-from deltaworks.process.places import ascending, last_of_each, places_of
+from deltaworks.process.places import ascending, last_by_key, last_of_each, places_of
 
 INTEGERS = st.lists(st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)), max_size=12)
 SORTED = st.sets(st.integers(-9, 9), max_size=12).map(sorted)
@@ -34,6 +34,7 @@ def test_ascending_is_told_from_any_other_order(keys: list[int]) -> None:
 def test_the_last_row_of_each_key_is_found_in_any_order(keys: list[int]) -> None:
     last = {key: place for place, key in enumerate(keys)}
     assert last_of_each(pa.array(keys, pa.int64())).tolist() == sorted(last.values())
+    assert last_by_key(np.array(keys, np.int64)).tolist() == [last[key] for key in sorted(last)]
 
 
 @settings(deadline=None)

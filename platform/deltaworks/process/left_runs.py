@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from deltaworks.capture.proof import text_hashes
 from deltaworks.process.declared import KEY
-from deltaworks.process.places import Integers, ascending, last_of_each
+from deltaworks.process.places import Integers, ascending, last_by_key, last_of_each
 
 LOOSE_AT_LEAST = 1 << 22
 """Documents that may be in parts before they are merged, however few keys there are."""
@@ -261,7 +261,8 @@ def _pieces(run: pa.Table, buckets: int, bounds: npt.NDArray[np.int64]) -> Itera
         found = np.searchsorted(bounds, keys.to_numpy(), side="right")
     else:
         found = buckets + (text_hashes(keys.cast(pa.string())) % np.uint64(buckets)).astype(np.int64)
-    order = np.argsort(found, kind="stable")
+    # Small numbers are put in order by counting them.
+    order = np.argsort(found.astype(np.uint16) if 2 * buckets < 1 << 16 else found, kind="stable")
     here, starts = np.unique(found[order], return_index=True)
     run = run.combine_chunks().take(pa.array(order))
     for bucket, start, end in zip(here.tolist(), starts, [*starts[1:], len(order)], strict=True):
@@ -272,11 +273,7 @@ def _newest(keys: pa.Array) -> Integers:
     """The place of the last of each key; integers come out sorted, which the next merge cuts without moving any."""
     if not pa.types.is_integer(keys.type):
         return last_of_each(keys)
-    order = np.argsort(keys.to_numpy(), kind="stable")
-    values = keys.to_numpy()[order]
-    is_last = np.ones(len(order), bool)
-    np.not_equal(values[1:], values[:-1], out=is_last[:-1])
-    return order[is_last]
+    return last_by_key(keys.to_numpy())
 
 
 def _spread(keys: pa.ChunkedArray) -> tuple[int | None, int | None, bytes | None]:

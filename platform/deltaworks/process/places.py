@@ -20,6 +20,7 @@ Integers: TypeAlias = npt.NDArray[Any]
 _ROUNDS = 24
 _GOLDEN = 0x9E3779B97F4A7C15
 _EMPTY = np.int32(-1)
+_LONG_BITS = 63
 _LEAST_BITS, _SPARE_BITS = 8, 2
 """Four to eight slots for each key: so a round leaves about a tenth of the keys, and ten rounds none."""
 
@@ -82,6 +83,32 @@ def last_of_each(keys: pa.Array) -> Integers:
     last[encoded.indices.to_numpy(zero_copy_only=False)] = np.arange(len(keys))
     last.sort()
     return last
+
+
+def last_by_key(keys: Integers) -> Integers:
+    """The same in the order of the keys, which are integers.
+
+    >>> last_by_key(np.array([7, 3, 7]))
+    array([1, 2])
+    """
+    if not len(keys):
+        return np.empty(0, np.int64)
+    lowest, place_bits = keys.min(), (len(keys) - 1).bit_length()
+    if (int(keys.max()) - int(lowest)).bit_length() + place_bits < _LONG_BITS:
+        # Key and place in one number: to sort numbers takes a fifth of the time of sorting places by them stably.
+        both = ((keys - lowest).astype(np.int64) << place_bits) | np.arange(len(keys))
+        both.sort()
+        places: Integers = both[_is_last(both >> place_bits)] & ((1 << place_bits) - 1)
+        return places
+    order: Integers = np.argsort(keys, kind="stable")
+    return order[_is_last(keys[order])]
+
+
+def _is_last(values: Integers) -> Integers:
+    """Which of values that are in order have another one, or nothing, behind them."""
+    is_last = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_last[:-1])
+    return is_last
 
 
 def _integers(keys: pa.Array | pa.ChunkedArray) -> Integers | None:
