@@ -149,7 +149,7 @@ def test_one_id_that_breaks_the_service_does_not_hold_up_the_rest(
     films(feed, service, count=40)
     service.fault = lambda ids: 500 if 13 in ids else None
 
-    report = runner.drain(patience_s=1)
+    report = runner.drain(patience_s=2)
 
     assert cast(sink).keys() == set(range(1, 41)) - {13}
     assert [letter.key for letter in runner.held()] == [13]
@@ -161,7 +161,7 @@ def test_after_its_attempts_a_key_is_a_dead_letter(open_runner: OpenRunner, feed
     films(feed, service, count=1)
     service.fault = lambda ids: 503
 
-    runner.drain(patience_s=1)
+    runner.drain(patience_s=10)
 
     assert [(letter.key, letter.attempts) for letter in runner.dead()] == [(1, 3)]
 

@@ -46,7 +46,7 @@ def drain(app: App, make_config: MakeConfig, log: MemoryLog) -> Callable[..., An
 
     def run(**settings: Any) -> Any:
         with Runner.open(app, config=make_config(**settings), name="films", log=log.reader()) as runner:
-            return runner.drain(patience_s=1), runner.dead()
+            return runner.drain(patience_s=10), runner.dead()
 
     return run
 

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,9 @@ def drop_database(connection: psycopg.Connection[Any], name: str) -> None:
     for (slot,) in connection.execute(
         "select slot_name from pg_replication_slots where database = %s", [name]
     ).fetchall():
-        # A slot stays taken for a moment after its reader was ended.
-        _retry(lambda slot=slot: connection.execute("select pg_drop_replication_slot(%s)", [slot]))
+        # A slot stays taken for a moment after its reader was ended, and a temporary one goes with it.
+        with suppress(psycopg.errors.UndefinedObject):
+            _retry(lambda slot=slot: connection.execute("select pg_drop_replication_slot(%s)", [slot]))
     connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
