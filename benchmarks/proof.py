@@ -18,7 +18,7 @@ from deltaworks.capture.sketch import Sketch
 from deltaworks.change import ChangeBatch, change_schema
 from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
-from deltaworks.process.ledger import Ledger
+from deltaworks.process.ledger.ledger import Ledger
 from deltaworks.process.sink import Document
 from deltaworks.schema import Column, TableName, TableSchema
 

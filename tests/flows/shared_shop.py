@@ -14,7 +14,7 @@ from deltaworks import config as configuration
 from deltaworks import operate
 from deltaworks.cli import app as command_line
 from deltaworks.config import Config
-from deltaworks.process.members import Member, read_members
+from deltaworks.process.shared.members import Member, read_members
 
 ORDERS, SHARES = 12, 6
 

@@ -16,7 +16,7 @@ from assets.dead import dead_letters
 from deltaworks import operate
 from deltaworks.operate.asking import RequestRefusedError
 from deltaworks.operate.freshness import AgeCollector, app_freshness
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared.shares import share_of
 from resources.deltaworks_config import DeltaworksConfig
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]

@@ -22,11 +22,11 @@ from deltaworks.operate.sink_audit import differing
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App, Backoff, Source
 from deltaworks.process.entity import Entity, Transition
-from deltaworks.process.ledger import LedgerReader
-from deltaworks.process.left_keys import LeftKeys
+from deltaworks.process.ledger.ledger import LedgerReader
+from deltaworks.process.ledger.left_keys import LeftKeys
+from deltaworks.process.ledger.stood import stood
 from deltaworks.process.runner import Runner
 from deltaworks.process.sink import Document
-from deltaworks.process.stood import stood
 from deltaworks.testing.memory_sink import MemorySinkReader
 
 SHARES, ORDERS = 5, 12

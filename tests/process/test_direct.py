@@ -35,17 +35,17 @@ from deltaworks.log.local import LocalLogReader
 from deltaworks.log.memory import MemoryLog
 from deltaworks.operate.sink_audit import differing
 from deltaworks.position import Version
-from deltaworks.process import ledger, left_runs
 from deltaworks.process.app import App, Backoff, Source
 from deltaworks.process.columns import DocumentBatch
-from deltaworks.process.direct import WIDE_BYTES
+from deltaworks.process.direct.reducer import WIDE_BYTES
 from deltaworks.process.entity import Entity
-from deltaworks.process.ledger import LedgerReader
-from deltaworks.process.left_keys import LeftKeys
+from deltaworks.process.ledger import ledger, left_runs
+from deltaworks.process.ledger.ledger import LedgerReader
+from deltaworks.process.ledger.left_keys import LeftKeys
+from deltaworks.process.ledger.stood import Stood, stood
 from deltaworks.process.requests import Kind, Request, Requests
 from deltaworks.process.runner import STATE_FILE, Runner
 from deltaworks.process.sink import Document
-from deltaworks.process.stood import Stood, stood
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.testing.memory_sink import MemorySinkReader
 

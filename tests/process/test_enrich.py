@@ -14,11 +14,11 @@ from prometheus_client import REGISTRY
 from deltaworks.errors import RetryableError
 from deltaworks.position import Lsn, Version
 from deltaworks.process.app import App, Breaker, Source, Ttl
-from deltaworks.process.breaker import BreakerState
-from deltaworks.process.cache import UNKNOWN, AnswerCache
-from deltaworks.process.enrich import Enriched, Enricher
+from deltaworks.process.enriching.breaker import BreakerState
+from deltaworks.process.enriching.cache import UNKNOWN, AnswerCache
+from deltaworks.process.enriching.enrich import Enriched, Enricher
+from deltaworks.process.enriching.limits import Gate, TokenBucket
 from deltaworks.process.entity import Entity
-from deltaworks.process.limits import Gate, TokenBucket
 from deltaworks.testing.clock import HandClock
 
 Ask = Callable[[list[int]], Awaitable[Any]]

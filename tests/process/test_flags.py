@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaworks.change import MalformedBatchError, op_letters
-from deltaworks.process.flags import flag_array, flag_bits
+from deltaworks.process.direct.flags import flag_array, flag_bits
 
 OPS = st.lists(st.sampled_from("cudrtm"), max_size=40)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaworks.process import left_runs
 from deltaworks.process.declared import KEY
-from deltaworks.process.left_runs import LeftRuns, read_runs
+from deltaworks.process.ledger import left_runs
+from deltaworks.process.ledger.left_runs import LeftRuns, read_runs
 
 Key = int | str
 Versions = dict[Key, tuple[int, int, str | None, bool]]

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from deltaworks.log.membership import ShareStanding
 from deltaworks.position import Lsn
-from deltaworks.process.member import MemberStanding
-from deltaworks.process.member_letters import DeadElsewhere, address, dead_elsewhere
-from deltaworks.process.members import NOBODY, UNNAMED, FolderHere, members_of
 from deltaworks.process.requests import Kind, Request
+from deltaworks.process.shared.member import MemberStanding
+from deltaworks.process.shared.member_letters import DeadElsewhere, address, dead_elsewhere
+from deltaworks.process.shared.members import NOBODY, UNNAMED, FolderHere, members_of
 
 STANDINGS = st.builds(
     MemberStanding,

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaworks.process import places
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY
-from deltaworks.process.direct import document_batch
-from deltaworks.process.places import ascending, last_by_key, last_of_each, places_of
+from deltaworks.process.direct import places
+from deltaworks.process.direct.places import ascending, last_by_key, last_of_each, places_of
+from deltaworks.process.direct.reducer import document_batch
 
 INTEGERS = st.lists(st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1)), max_size=12)
 SORTED = st.sets(st.integers(-9, 9), max_size=12).map(sorted)

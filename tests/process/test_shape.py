@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from deltaworks.change import ChangeBatch, change_schema
-from deltaworks.process import direct
+from deltaworks.process.direct import reducer
 from deltaworks.process.shape import records
 from deltaworks.schema import Column, TableName, TableSchema
 
@@ -92,4 +92,4 @@ def test_an_empty_batch_has_no_wide_row() -> None:
         ],
         schema=change_schema(schema),
     )
-    assert direct._is_wide(ChangeBatch(schema, rows)).tolist() == []
+    assert reducer._is_wide(ChangeBatch(schema, rows)).tolist() == []

@@ -16,7 +16,7 @@ from deltaworks.log.membership import SharesError
 from deltaworks.process.app import count
 from deltaworks.process.place import AppHeldError, own_folder
 from deltaworks.process.runner import Runner
-from deltaworks.process.sharing import NotShareableError
+from deltaworks.process.shared.sharing import NotShareableError
 
 
 def test_members_on_one_machine_have_a_folder_each(make_world: Callable[..., World]) -> None:

@@ -7,9 +7,10 @@ import pytest
 from process.material import create, update
 from process.shared_world import ORDER, ORDERS, SHARES, Order, World, do_something
 
-from deltaworks.process import entities, sharing
+from deltaworks.process import entities
 from deltaworks.process.entity import Transition
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared import sharing
+from deltaworks.process.shared.shares import share_of
 
 
 def test_every_transition_is_told_in_the_order_of_its_key_whoever_has_its_share(

@@ -11,7 +11,7 @@ from process.shared_world import ORDER, ORDERS, SHARES, World, do_something
 from deltaworks import faults
 from deltaworks.log.membership import MembershipLostError
 from deltaworks.process import entities
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared.shares import share_of
 
 
 @pytest.mark.parametrize("has_lookup", [False, True])

@@ -14,9 +14,9 @@ from deltaworks import operate
 from deltaworks.config import Config
 from deltaworks.process.app import App, Source
 from deltaworks.process.columns import DocumentBatch
-from deltaworks.process.direct import is_direct, is_vectorised
+from deltaworks.process.direct.reducer import is_direct, is_vectorised
 from deltaworks.process.entity import Entity
-from deltaworks.process.ledger import ROW_BY_ROW
+from deltaworks.process.ledger.ledger import ROW_BY_ROW
 from deltaworks.process.sink import Document
 from deltaworks.store.lake_table import LakeTable
 from deltaworks.store.search.spec import SearchIndex

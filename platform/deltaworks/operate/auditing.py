@@ -34,11 +34,11 @@ from deltaworks.operate.mending import tell_incidents
 from deltaworks.operate.sink_audit import Ledgers, SinkAudit, audit_sink, is_comparable, same_sink
 from deltaworks.position import Lsn
 from deltaworks.process.app import App
-from deltaworks.process.direct import is_direct
-from deltaworks.process.left_keys import LeftKeys
+from deltaworks.process.direct.reducer import is_direct
+from deltaworks.process.ledger.left_keys import LeftKeys
+from deltaworks.process.ledger.stood import Stood, stood
 from deltaworks.process.registry import load_app
 from deltaworks.process.sink import SinkSpec
-from deltaworks.process.stood import Stood, stood
 from deltaworks.store.load import loaded_spans
 
 logger = structlog.get_logger(__name__)

@@ -16,10 +16,10 @@ from deltaworks.operate.asking import Answered, see_through
 from deltaworks.operate.members import see_through_members
 from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter, LetterRows, letters_of, rows_of
-from deltaworks.process.member_letters import DeadElsewhere, dead_elsewhere, letters_over
-from deltaworks.process.members import members_or_here
 from deltaworks.process.requests import Kind, Request
 from deltaworks.process.runner import STATE_FILE
+from deltaworks.process.shared.member_letters import DeadElsewhere, dead_elsewhere, letters_over
+from deltaworks.process.shared.members import members_or_here
 
 
 class NoDeadLetterError(TerminalError):

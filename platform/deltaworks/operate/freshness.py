@@ -25,8 +25,8 @@ from deltaworks.log.change_log import LogReader, OffsetRetiredError
 from deltaworks.log.registry import LogPlace, log_of
 from deltaworks.operate.sources import capture_status
 from deltaworks.position import START, Lsn
-from deltaworks.process.member import MemberStanding
-from deltaworks.process.members import read_members
+from deltaworks.process.shared.member import MemberStanding
+from deltaworks.process.shared.members import read_members
 from deltaworks.process.standing import Standings, read_standings
 from deltaworks.store.load import LastLoad
 

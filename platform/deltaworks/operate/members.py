@@ -17,13 +17,13 @@ from deltaworks.operate.asking import (
     judged,
 )
 from deltaworks.process.letters import Letter
-from deltaworks.process.member_letters import address, letters_over
-from deltaworks.process.members import Member, members_or_here
 from deltaworks.process.pausing import Pause
 from deltaworks.process.registry import load_app
 from deltaworks.process.requests import Kind, Outcome, Request, Requests
 from deltaworks.process.runner import Runner
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared.member_letters import address, letters_over
+from deltaworks.process.shared.members import Member, members_or_here
+from deltaworks.process.shared.shares import share_of
 from deltaworks.process.sink import key_text
 
 TAKEN_WITHIN_S = 60.0

@@ -20,8 +20,8 @@ from deltaworks.capture.proof import Window, WindowSet, text_hashes
 from deltaworks.config import Config
 from deltaworks.log.audit import Loss
 from deltaworks.process.app import App
-from deltaworks.process.ledger import LedgerReader
-from deltaworks.process.left_keys import LeftKeys
+from deltaworks.process.ledger.ledger import LedgerReader
+from deltaworks.process.ledger.left_keys import LeftKeys
 from deltaworks.process.place import member_folders
 from deltaworks.process.runner import STATE_FILE
 from deltaworks.process.sink import SinkReader, SinkSpec, StoredVersion, open_reader

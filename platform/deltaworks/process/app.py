@@ -26,9 +26,6 @@ from typing import Any, NoReturn, TypeVar
 
 from deltaworks.process.arrow import sql_function
 from deltaworks.process.backoff import Backoff
-from deltaworks.process.breaker import Breaker
-from deltaworks.process.cache import Ttl
-from deltaworks.process.changed import Changed, changed
 from deltaworks.process.check import AppError, check_tables
 from deltaworks.process.declared import (
     Aggregate,
@@ -50,6 +47,9 @@ from deltaworks.process.declared import (
     total,
     window_fault,
 )
+from deltaworks.process.enriching.breaker import Breaker
+from deltaworks.process.enriching.cache import Ttl
+from deltaworks.process.enriching.changed import Changed, changed
 from deltaworks.process.letters import DeadLetter
 from deltaworks.process.options import Partial, number_faults, option_faults
 from deltaworks.process.program import Program

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from deltaworks.errors import TerminalError
 from deltaworks.process.declared import KEY, TableStep
-from deltaworks.process.places import Integers, places_of
+from deltaworks.process.direct.places import Integers, places_of
 from deltaworks.process.shape import Field, arrow_type
 from deltaworks.process.step import STEP_ERRORS, StepFault, fault_of
 

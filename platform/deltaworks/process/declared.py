@@ -22,9 +22,9 @@ from datetime import timedelta
 from typing import Any
 
 from deltaworks.process.backoff import Backoff
-from deltaworks.process.breaker import Breaker
-from deltaworks.process.cache import Ttl
-from deltaworks.process.changed import Changed
+from deltaworks.process.enriching.breaker import Breaker
+from deltaworks.process.enriching.cache import Ttl
+from deltaworks.process.enriching.changed import Changed
 from deltaworks.process.letters import DeadLetter
 from deltaworks.process.options import Partial
 from deltaworks.process.source import Table

@@ -31,7 +31,7 @@ from deltaworks.process.leaving import Leave, Leaving
 from deltaworks.process.pace import Pace
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.schemas import Schemas
-from deltaworks.process.sharing import Sharing
+from deltaworks.process.shared.sharing import Sharing
 from deltaworks.process.sink import Refusal
 from deltaworks.process.sinking import Sinking
 from deltaworks.process.source import Table

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deltaworks.process.app import App
 from deltaworks.process.declared import DedupStep, EnrichStep, ProjectStep, Step, WindowStep
-from deltaworks.process.direct import is_direct, is_vectorised
+from deltaworks.process.direct.reducer import is_direct, is_vectorised
 
 
 def explain(app: App) -> str:

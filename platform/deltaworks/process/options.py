@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from deltaworks.process.breaker import Breaker
-from deltaworks.process.cache import Ttl
-from deltaworks.process.changed import Changed
+from deltaworks.process.enriching.breaker import Breaker
+from deltaworks.process.enriching.cache import Ttl
+from deltaworks.process.enriching.changed import Changed
 
 Partial = Literal["unknown", "retry"]
 """What it means that a service left out an id: it does not know it, or it answered less than it was asked."""

@@ -24,17 +24,17 @@ from deltaworks.process.app import App
 from deltaworks.process.arrow import Computed, compute, table_of, table_of_documents
 from deltaworks.process.backoff import Backoff
 from deltaworks.process.balance import LOST, Balance
-from deltaworks.process.changed import Kept, reusable
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, MAKING, EnrichStep, ProjectStep, Step, TableStep
-from deltaworks.process.enrich import Enriched, Enricher
+from deltaworks.process.direct.places import Integers
+from deltaworks.process.enriching.changed import Kept, reusable
+from deltaworks.process.enriching.enrich import Enriched, Enricher
 from deltaworks.process.entity import Entity
 from deltaworks.process.fitting import checker
 from deltaworks.process.fold import Fold, Key
 from deltaworks.process.letters import DeadLetter
 from deltaworks.process.lineage import SAMPLES
-from deltaworks.process.places import Integers
 from deltaworks.process.shape import is_record, to_mapping
 from deltaworks.process.sink import Document, Refusal
 from deltaworks.process.source import Table

@@ -45,7 +45,8 @@ from deltaworks.process.burying import Burying
 from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.client import Settings, open_clients
 from deltaworks.process.counting import Counting
-from deltaworks.process.direct import RowsNeededError, is_direct
+from deltaworks.process.direct.ranges import Ranges
+from deltaworks.process.direct.reducer import RowsNeededError, is_direct
 from deltaworks.process.entities import ENTITIES_PER_CYCLE, Entities
 from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter
@@ -54,11 +55,10 @@ from deltaworks.process.observing import Observing
 from deltaworks.process.pausing import LOOK_EVERY_S, Pause
 from deltaworks.process.pipeline import Pipeline
 from deltaworks.process.place import take_folder, write_member
-from deltaworks.process.ranges import Ranges
 from deltaworks.process.report import ProcessReport, Tally
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.schemas import Schemas
-from deltaworks.process.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
+from deltaworks.process.shared.sharing import CONFIRM_EVERY_S, Sharing, check_shareable
 from deltaworks.process.sink import Sink, SinkAwayError
 from deltaworks.process.sinking import Sinking, open_sinks
 from deltaworks.process.state import State

@@ -33,26 +33,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from deltaworks.position import Lsn, Version
-from deltaworks.process.answers import STATEMENT as ANSWER_TABLE
-from deltaworks.process.answers import Answers
 from deltaworks.process.app import App
 from deltaworks.process.asked import STATEMENTS as ASKED_TABLES
 from deltaworks.process.asked import Asked
-from deltaworks.process.changed import Kept
 from deltaworks.process.checkpoint import Checkpoint
-from deltaworks.process.direct import is_direct
+from deltaworks.process.direct.plan import STATEMENT as PLAN_TABLE
+from deltaworks.process.direct.plan import Plan
+from deltaworks.process.direct.reducer import is_direct
+from deltaworks.process.enriching.answers import STATEMENT as ANSWER_TABLE
+from deltaworks.process.enriching.answers import Answers
+from deltaworks.process.enriching.changed import Kept
 from deltaworks.process.fold import At, Fold, Key, moment
-from deltaworks.process.ledger import Ledger
+from deltaworks.process.ledger.ledger import Ledger
 from deltaworks.process.letters import STATEMENT as LETTER_TABLE
 from deltaworks.process.letters import Letter, Letters, read_letters
-from deltaworks.process.plan import STATEMENT as PLAN_TABLE
-from deltaworks.process.plan import Plan
 from deltaworks.process.room import StateFullError, is_for_want_of_room, opening
 from deltaworks.process.rows import Rows, quoted
 from deltaworks.process.sent import STATEMENT as SENT_TABLE
 from deltaworks.process.sent import Sent
-from deltaworks.process.shares import STATEMENTS as SHARE_TABLES
-from deltaworks.process.shares import Shares
+from deltaworks.process.shared.shares import STATEMENTS as SHARE_TABLES
+from deltaworks.process.shared.shares import Shares
 from deltaworks.process.source import Table
 from deltaworks.process.syncing import StateSync
 from deltaworks.process.turns import MAY_GO as TURN_MAY_GO

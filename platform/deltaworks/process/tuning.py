@@ -12,7 +12,7 @@ import structlog
 
 from deltaworks.errors import TerminalError
 from deltaworks.process.app import App
-from deltaworks.process.enrich import Enricher
+from deltaworks.process.enriching.enrich import Enricher
 
 TUNING_FILE = "tuning.json"
 """In the folder of the app."""

@@ -18,11 +18,11 @@ from deltaworks.process.asked import Asking, read_asking
 from deltaworks.process.letters import Letter, letters_of
 from deltaworks.process.live import Live, read_live
 from deltaworks.process.live_total import total_of
-from deltaworks.process.member_letters import letters_over
-from deltaworks.process.members import NOBODY, Member, folders_here, members_of
 from deltaworks.process.pausing import Pause
 from deltaworks.process.requests import Request, Requests
 from deltaworks.process.runner import STATE_FILE
+from deltaworks.process.shared.member_letters import letters_over
+from deltaworks.process.shared.members import NOBODY, Member, folders_here, members_of
 from deltaworks.process.standing import Standings, read_standings
 from deltaworks.serve.group import Group
 

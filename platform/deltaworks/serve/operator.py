@@ -12,11 +12,11 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from deltaworks.config import Config
-from deltaworks.process.member_letters import address
-from deltaworks.process.members import members_or_here
 from deltaworks.process.pausing import Pause
 from deltaworks.process.requests import Kind, Requests
 from deltaworks.process.requests import Request as Asked
+from deltaworks.process.shared.member_letters import address
+from deltaworks.process.shared.members import members_or_here
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from deltaworks.capture.proof import Words, text_hashes
-from deltaworks.process.ledger import LedgerReader
-from deltaworks.process.left_keys import IN_ALL, LeftKeys, places_in
+from deltaworks.process.ledger.ledger import LedgerReader
+from deltaworks.process.ledger.left_keys import IN_ALL, LeftKeys, places_in
 from deltaworks.process.sink import key_text
 
 _LEFT, _FILTERED, _GONE, _WAITING, _HELD, _DEAD = range(6)

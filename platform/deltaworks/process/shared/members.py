@@ -24,9 +24,9 @@ from deltaworks.log.membership import ShareStanding
 from deltaworks.log.registry import log_of
 from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter, letters_of
-from deltaworks.process.member import MemberStanding
 from deltaworks.process.place import member_folders, read_member
 from deltaworks.process.runner import STATE_FILE
+from deltaworks.process.shared.member import MemberStanding
 from deltaworks.process.standing import Standings, read_standings
 
 logger = structlog.get_logger(__name__)

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from deltaworks.capture.proof import text_hashes
 from deltaworks.process.declared import KEY
-from deltaworks.process.places import Integers, ascending, last_by_key, last_of_each
+from deltaworks.process.direct.places import Integers, ascending, last_by_key, last_of_each
 
 LOOSE_AT_LEAST = 1 << 22
 """Documents that may be in parts before they are merged, however few keys there are."""

@@ -37,8 +37,8 @@ from deltaworks.log.membership import Membership, member_name
 from deltaworks.process import metrics
 from deltaworks.process.app import App
 from deltaworks.process.fold import At, Key
-from deltaworks.process.member import MemberStanding
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared.member import MemberStanding
+from deltaworks.process.shared.shares import share_of
 from deltaworks.process.state import State
 from deltaworks.process.waiting import Standing
 

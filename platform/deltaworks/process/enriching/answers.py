@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
-from deltaworks.process.changed import Kept
+from deltaworks.process.enriching.changed import Kept
 from deltaworks.process.fold import Key
 
 STATEMENT = """

@@ -25,8 +25,8 @@ from deltaworks.capture.proof import Window, WindowSet
 from deltaworks.capture.sketch import Sketch
 from deltaworks.log.taken import Taken
 from deltaworks.position import Lsn, Version
-from deltaworks.process.left import sinks_text, stored_run
-from deltaworks.process.left_runs import LeftRuns, read_runs
+from deltaworks.process.ledger.left import sinks_text, stored_run
+from deltaworks.process.ledger.left_runs import LeftRuns, read_runs
 from deltaworks.process.rows import quoted
 from deltaworks.process.sink import Document
 

@@ -1,20 +1,4 @@
-"""The direct plan: an app whose documents are made of one row each needs no rows in its state.
-
-    groups ──► last change of each key ──► steps ──► sinks, flushed ──► checkpoint
-               columns, no Python per row           at least once, in ranges that a restart repeats as they were
-
-An app has this plan when it reads one table and nothing else that must be remembered: no related or looked-up
-rows, no `on_change`, `window` or `dedup`. What still has a row in the state:
-
-| row                                    | why                                                              |
-|----------------------------------------|------------------------------------------------------------------|
-| of a key that is held or dead          | it is tried again from there                                     |
-| as large as one that a source toasts   | a later change may come without its unchanged columns            |
-
-Three things cannot be told without every row: a truncate, keys that swap places inside a transaction, and
-an unchanged column of a row that is not there. Then the app keeps all rows from then on: it folds the log
-again from its start, before it writes anything more.
-"""
+"""Ranges of changes as the newest state of each key in them, in columns; see `direct`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +17,10 @@ from deltaworks.process.app import App
 from deltaworks.process.arrow import table_schema
 from deltaworks.process.columns import DocumentBatch
 from deltaworks.process.declared import KEY, TableStep
+from deltaworks.process.direct.flags import Flags, flag_array
+from deltaworks.process.direct.places import Integers, ascending, last_of_each, places_of
 from deltaworks.process.entity import Entity
-from deltaworks.process.flags import Flags, flag_array
 from deltaworks.process.fold import At, Fold, Key, Row, fold_rows, moment, old_row_keys, row_keys
-from deltaworks.process.places import Integers, ascending, last_of_each, places_of
 from deltaworks.process.shape import cast, given_values, records
 from deltaworks.process.sink import Document
 from deltaworks.schema import AS_TEXT, texts_by_column

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from deltaworks.process.fold import Key
 from deltaworks.process.letters import Letter
-from deltaworks.process.members import Member
 from deltaworks.process.requests import Request
-from deltaworks.process.shares import share_of
+from deltaworks.process.shared.members import Member
+from deltaworks.process.shared.shares import share_of
 from deltaworks.process.sink import key_text
 
 

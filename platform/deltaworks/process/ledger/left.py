@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from deltaworks.process.declared import KEY
-from deltaworks.process.flags import Flags, flag_array, flag_bits
+from deltaworks.process.direct.flags import Flags, flag_array, flag_bits
 from deltaworks.process.fold import Key
 from deltaworks.process.sink import Document, key_text
 

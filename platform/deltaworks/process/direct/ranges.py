@@ -28,11 +28,11 @@ from deltaworks.process.app import App
 from deltaworks.process.checkpoint import Checkpoint
 from deltaworks.process.columns import BatchSink
 from deltaworks.process.declared import KEY
-from deltaworks.process.direct import Reduced, Reducer, document_batch, is_vectorised
+from deltaworks.process.direct.flags import Flags, flag_array
+from deltaworks.process.direct.reducer import Reduced, Reducer, document_batch, is_vectorised
 from deltaworks.process.entity import Entity
-from deltaworks.process.flags import Flags, flag_array
 from deltaworks.process.fold import Fold, Key, Row, moment
-from deltaworks.process.left import run_of_documents, run_of_rows
+from deltaworks.process.ledger.left import run_of_documents, run_of_rows
 from deltaworks.process.lineage import SAMPLES
 from deltaworks.process.pipeline import Outcome, Pipeline
 from deltaworks.process.sink import Document, Refusal, Sink

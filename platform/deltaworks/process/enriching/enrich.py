@@ -26,14 +26,14 @@ from typing import Any
 import structlog
 
 from deltaworks.process import metrics
-from deltaworks.process.breaker import BreakerState, Circuit
-from deltaworks.process.cache import UNKNOWN, AnswerCache
 from deltaworks.process.clock import SYSTEM, Clock
 from deltaworks.process.declared import EnrichStep
+from deltaworks.process.enriching.breaker import BreakerState, Circuit
+from deltaworks.process.enriching.cache import UNKNOWN, AnswerCache
+from deltaworks.process.enriching.limits import Gate, TokenBucket
 from deltaworks.process.entity import Entity
 from deltaworks.process.fitting import checker
 from deltaworks.process.fold import Key
-from deltaworks.process.limits import Gate, TokenBucket
 from deltaworks.process.step import STEP_ERRORS, StepFault, call, fault_of
 
 _NARROWING_CALLS = 128
