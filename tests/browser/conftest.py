@@ -40,7 +40,7 @@ class Browser:
         """All visible text."""
         return str(self.run("return document.body.innerText"))
 
-    def wait(self, condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    def wait(self, condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"still not so on the page:\n{self.text()[:2000]}"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
+from log.replay import wait_until
 from prometheus_client import CollectorRegistry, generate_latest
 from servers.postgres import Database
 
@@ -141,7 +142,15 @@ def captured(database: Database) -> Iterator[tuple[PostgresSource, MemoryLog]]:
     with database.source("t", "parts") as source:
         with log.writer() as writer:
             drain(source, writer, log.reader())
+        # The server does so a moment after the stream is closed.
+        wait_until(lambda: not is_slot_active(source))
         yield source, log
+
+
+def is_slot_active(source: PostgresSource) -> bool:
+    slot = source.status(timeout_s=10).slot
+    assert slot is not None
+    return slot.is_active
 
 
 def read(source: PostgresSource, log: MemoryLog) -> CaptureStatus:

@@ -23,7 +23,7 @@ from deltaworks.serve.worker import PortInUseError
 StartServer = Callable[[Path], Server]
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
