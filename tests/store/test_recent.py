@@ -64,7 +64,7 @@ def test_a_kill_leaves_whole_flushes_and_the_replay_mends_it(tmp_path: Path, ste
     time.sleep(0.3)
     kill_at({step!r})
     flush(writer, 2, {{key: None if key % 2 else "second" for key in range(20)}})
-    time.sleep(0.3)
+    time.sleep({0.3 if step == "written" else 30})
     reach("written")
     sys.exit("the step was not reached")
     """
@@ -216,7 +216,8 @@ def test_a_failed_commit_is_told_at_the_next_flush_and_loses_nothing(tmp_path: P
     writer = SearchWriter.open(tmp_path, SPEC, commit_every_s=0.0)
     with fail_at("search.before_commit", OSError("no space left")):
         flush(writer, 1, {1: "Alien"})
-        time.sleep(0.3)
+        assert writer._committing is not None
+        assert writer._committing[0].exception(timeout=60) is not None
     with pytest.raises(IndexWriteError, match=r"no space left.*checkpoint"):
         flush(writer, 2, {2: "Brazil"})
     writer.close()
