@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log.appending import append
 
+from deltaworks.log import local_reader
 from deltaworks.log.change_log import (
     CorruptLogError,
     FencedError,
@@ -376,17 +377,16 @@ for sequence in range(10):
             append(writer, [number])
             appended_at = time.monotonic()
             delays_s.append(float(child.stdout.readline()) - appended_at)
-    assert sorted(delays_s)[5] < 0.05
+    # A lost notice costs a second.
+    assert sorted(delays_s)[5] < 0.5
 
 
-def test_asking_an_idle_log_for_its_end_is_cheap(tmp_path: Path) -> None:
+def test_asking_an_idle_log_for_its_end_reads_no_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path, 200)
     reader = LocalLogReader(tmp_path)
-    reader.end()
-    started = time.perf_counter()
-    for _ in range(200):
-        reader.end()
-    assert (time.perf_counter() - started) / 200 < 0.001
+    end = reader.end()
+    monkeypatch.setattr(local_reader, "opened", lambda *_: pytest.fail("a segment was opened"))
+    assert reader.end() == end
 
 
 def test_readers_see_whole_groups_only_while_another_process_appends(tmp_path: Path) -> None:
