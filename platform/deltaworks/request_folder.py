@@ -131,8 +131,12 @@ class RequestFolder(Generic[R, E]):
 
 
 def new_id(asked_at: datetime) -> str:
-    """An id for what is asked at that time; ids sort by time."""
-    return f"{asked_at:%Y%m%d-%H%M%S}-{asked_at.microsecond // 1000:03}{uuid.uuid4().hex[:4]}"
+    """An id for what is asked at that time; ids sort by time, to the microsecond.
+
+    >>> new_id(datetime(2026, 5, 17, 20, 15))[:22]
+    '20260517-201500-000000'
+    """
+    return f"{asked_at:%Y%m%d-%H%M%S}-{asked_at.microsecond:06}{uuid.uuid4().hex[:4]}"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:  # Any: JSON values

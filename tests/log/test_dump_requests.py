@@ -14,7 +14,7 @@ from deltaworks.log.dump_requests import (
     UnknownDumpError,
     Wanted,
 )
-from deltaworks.request_folder import ENDED_KEPT
+from deltaworks.request_folder import ENDED_KEPT, new_id
 
 
 @pytest.fixture
@@ -31,6 +31,12 @@ def test_request_is_read_back_as_it_was_asked_with_each_name_and_key_once(reques
     requests.ask(request)
     assert list(DumpRequests(requests.folder).open()) == [request]
     assert (request.tables, request.keys) == (("t",), (("5", "é"), ("7", "")))
+
+
+def test_ids_sort_by_time_within_a_millisecond_too() -> None:
+    asked_at = [datetime(2026, 5, 17, microsecond=microsecond, tzinfo=UTC) for microsecond in range(40)]
+    ids = [new_id(at) for at in asked_at]
+    assert ids == sorted(ids)
 
 
 def test_folder_that_is_not_there_has_no_requests(requests: DumpRequests) -> None:

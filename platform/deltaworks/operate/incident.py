@@ -9,7 +9,6 @@ subtracts what is known.
 import fcntl
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from typing import Any, Self
 from deltaworks.capture.proof import WindowSet
 from deltaworks.config import Config
 from deltaworks.log.audit import Loss
+from deltaworks.request_folder import new_id
 
 
 class IncidentState(Enum):
@@ -53,7 +53,7 @@ class Incident:
     def of(cls, loss: Loss) -> Self:
         """A new one; ids sort by time."""
         now = datetime.now(UTC)
-        return cls(id=f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}", found_at=now, loss=loss)
+        return cls(id=new_id(now), found_at=now, loss=loss)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:  # Any: JSON values
