@@ -420,3 +420,26 @@ def test_a_false_alarm_changes_nothing(tmp_path: Path) -> None:
     assert mending.suspects() == []
     assert mending.lost() == []
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.segment")} == before
+
+
+def test_a_reader_goes_on_behind_a_group_that_it_read_before_it_was_lost_with_the_next_ones(tmp_path: Path) -> None:
+    filled(tmp_path, [3] * 12, segment_bytes=1 << 20)
+    with LocalLogWriter.open(tmp_path, segment_bytes=1) as writer:
+        append(writer, 1)
+    reader = LocalLogReader(tmp_path)
+    taken: list[StoredGroup] = []
+    for group in reader.read(after_sequence=-1):
+        taken.append(group)
+        if len(taken) == 5:
+            break
+    first, *_ = segments(tmp_path)
+    [path] = segment_files(tmp_path)[first]
+    # Not a header is left, so the places of all but the bounds of the gap are guesses.
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CorruptLogError):
+        list(reader.read(after_sequence=4))
+    mend(tmp_path)
+    groups = list(reader.read(after_sequence=4))
+    assert groups[0].header.sequence == 5
+    assert groups[0].header.lost is not None
+    assert groups[0].header.may_follow(taken[-1].header.position)

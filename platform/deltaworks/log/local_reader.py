@@ -74,8 +74,6 @@ class LocalLogReader:
         self._lock = threading.Lock()
         self._identity = (0, 0)
         self._end = EMPTY_END
-        # The identity of the log and the group of it that was read last, after which a follower reads next.
-        self._last: tuple[tuple[int, int], GroupHeader] | None = None
         self._firsts: list[int] = []
         self._bounds: dict[int, array[int]] = {}
         # The file that the bounds are of: sealing keeps them, mending may not.
@@ -169,7 +167,11 @@ class LocalLogReader:
         return wait_until(has_more, file=self.folder / END_FILE, timeout_s=timeout_s)
 
     def _read(self, sequence: int, last: int, max_changes: int | None) -> Iterator[StoredGroup]:
-        identity, previous = self._identity, self._before(sequence)
+        previous: GroupHeader | None = None
+        if sequence > min(segments(self.folder), default=0):
+            # It may be retired at this moment; only the group that was asked for has to be there.
+            with suppress(OffsetRetiredError):
+                previous = self.header(sequence - 1)
         left = math.inf if max_changes is None else max(1, max_changes)
         taken_bytes = taken_changes = 0
 
@@ -188,7 +190,6 @@ class LocalLogReader:
                         where=str(self.folder),
                         mends_hole=next_step(self.folder),
                     )
-                    self._last = identity, group.header
                     yield group
                     previous, sequence = group.header, sequence + 1
                     changes = previous.next_offset - previous.offset
@@ -198,16 +199,6 @@ class LocalLogReader:
                         return
                 if run.fault is not None:
                     raise run.fault
-
-    def _before(self, sequence: int) -> GroupHeader | None:
-        """The header of the group before this one, where it is kept."""
-        if (last := self._last) is not None and (last[0], last[1].sequence) == (self._identity, sequence - 1):
-            return last[1]
-        if sequence > min(segments(self.folder), default=0):
-            # It may be retired at this moment; only the group that was asked for has to be there.
-            with suppress(OffsetRetiredError):
-                return self.header(sequence - 1)
-        return None
 
     def _runs(self, at: "_Opened", sequence: int, last: int) -> Iterator[Run]:
         """Where the groups up to the last one lie; ends behind one that cannot be whole."""
